@@ -4,26 +4,60 @@ Nothing is fetched at import, and nothing is vendored: a set comes from a packag
 package, or a public address, and is checked against a hash.
 """
 
+from ._cytometry import DoseResponse as DoseResponse
+from ._cytometry import Wells as Wells
+from ._cytometry import flow_cytometry_wells as flow_cytometry_wells
+from ._cytometry import preprocess_cytometry as preprocess_cytometry
+from ._cytometry import read_fcs as read_fcs
+from ._cytometry import yeast_dose_response as yeast_dose_response
 from ._fetch import DataUnavailable as DataUnavailable
 from ._fetch import cache_dir as cache_dir
 from ._fetch import from_debian as from_debian
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
+from ._images import Images as Images
+from ._images import SplitImages as SplitImages
+from ._images import WeightedClouds as WeightedClouds
+from ._images import digit_clouds as digit_clouds
+from ._images import digits as digits
+from ._images import fashion_mnist as fashion_mnist
+from ._images import image_clouds as image_clouds
+from ._images import read_idx as read_idx
 from ._registry import DatasetInfo as DatasetInfo
 from ._registry import dataset as dataset
 from ._registry import get as get
 from ._registry import info as info
 from ._registry import list_datasets as list_datasets
+from ._speech import Utterances as Utterances
+from ._speech import japanese_vowels as japanese_vowels
+from ._speech import read_ts as read_ts
 
 __all__ = [
     "DataUnavailable",
     "DatasetInfo",
+    "DoseResponse",
+    "Images",
+    "SplitImages",
+    "Utterances",
+    "WeightedClouds",
+    "Wells",
     "cache_dir",
     "dataset",
+    "digit_clouds",
+    "digits",
+    "fashion_mnist",
+    "flow_cytometry_wells",
     "from_debian",
     "from_pypi",
     "from_url",
     "get",
+    "image_clouds",
     "info",
+    "japanese_vowels",
     "list_datasets",
+    "preprocess_cytometry",
+    "read_fcs",
+    "read_idx",
+    "read_ts",
+    "yeast_dose_response",
 ]
