@@ -32,9 +32,7 @@ def make_wheel(tmp_path: Path) -> Callable[..., tuple[Path, str]]:
         with zipfile.ZipFile(path, "w") as bundle:
             for name, content in files.items():
                 bundle.writestr(name, content)
-            bundle.writestr(
-                f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
-            )
+            bundle.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n")
             bundle.writestr(
                 f"{about}/WHEEL",
                 "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

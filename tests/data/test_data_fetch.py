@@ -281,9 +281,7 @@ def test_debian_unpacks_named_members_once(cache: Path, fake_apt: Path) -> None:
     assert fake_apt.read_text().splitlines() == ["download toyset", "download toyset=1.0"]
 
 
-def test_debian_prefers_what_is_installed(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debian_prefers_what_is_installed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / MEMBER).parent.mkdir(parents=True)
     (tmp_path / MEMBER).write_text("installed")
     monkeypatch.setattr(_fetch, "_SYSTEM_ROOT", tmp_path)
@@ -320,9 +318,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-    ) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -81,7 +81,7 @@ def test_read_fcs(tmp_path: Path) -> None:
 
 def test_missing_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "flowio", None)
-    with pytest.raises(ImportError, match=r"needs flowio, .* pip install 'brenier\[data\]'"):
+    with pytest.raises(ImportError, match=r"needs the package 'flowio'.* pip install 'brenier\[data\]'"):
         data.read_fcs(tmp_path / "toy.fcs")
     with pytest.raises(ImportError, match="needs flowio"):
         data.yeast_dose_response()  # before anything is fetched

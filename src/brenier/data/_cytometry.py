@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._fetch import from_pypi, need
+from ..errors import need
+from ._fetch import from_pypi
 from ._registry import dataset
 
 
@@ -40,7 +41,7 @@ def read_fcs(path: str | PathLike[str]) -> tuple[NDArray[np.float64], tuple[str,
     Raises:
         ImportError: when flowio is not installed.
     """
-    flow = need("flowio", "data").FlowData(Path(path))
+    flow = need("flowio", "data", "Reading cytometry files").FlowData(Path(path))
     return np.asarray(flow.as_array(preprocess=True), dtype=np.float64), tuple(flow.pnn_labels)
 
 
@@ -77,9 +78,7 @@ def preprocess_cytometry(
     kept = [cloud[((cloud >= low) & (cloud <= high)).all(axis=1)] for cloud in bent]
     pooled = np.concatenate([kept[i] for i in chosen])
     mean, std = pooled.mean(axis=0), pooled.std(axis=0)
-    std[np.ptp(pooled, axis=0) == 0] = (
-        1.0  # constant channels become zero (their computed std is not exactly 0)
-    )
+    std[np.ptp(pooled, axis=0) == 0] = 1.0  # constant channels become zero (their computed std is not exactly 0)
     return [(cloud - mean) / std for cloud in kept]
 
 
@@ -132,7 +131,7 @@ def yeast_dose_response(preprocess: bool = True, *, fit_on: Sequence[str] | None
         raise ValueError("fit_on sets the scale of the preprocessing, but preprocess is False")
     if unknown := set(fit_on or ()) - set(wells):
         raise ValueError(f"expected wells among {', '.join(wells)}, got {', '.join(sorted(unknown))}")
-    need("flowio", "data")
+    need("flowio", "data", "Reading cytometry files")
     paths = from_pypi(
         "cytoflow",
         "1.2",
@@ -185,7 +184,7 @@ def flow_cytometry_wells() -> Wells:
         DataUnavailable: when the wheel cannot be had.
         ImportError: when flowio is not installed.
     """
-    need("flowio", "data")
+    need("flowio", "data", "Reading cytometry files")
     members = {well: f"FlowCytometryTools/tests/data/{path}" for well, path in _PLATES.items()}
     paths = from_pypi(
         "FlowCytometryTools",

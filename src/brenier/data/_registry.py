@@ -39,9 +39,7 @@ class DatasetInfo:
 _REGISTRY: dict[str, DatasetInfo] = {}
 
 
-def dataset(
-    slug: str, *, source: str, licence: str, size: str
-) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def dataset(slug: str, *, source: str, licence: str, size: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Enter a loader in the list of data sets; the loader itself is returned unchanged.
 
     Args:

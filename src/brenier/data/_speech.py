@@ -45,9 +45,7 @@ def read_ts(path: str | PathLike[str]) -> tuple[list[NDArray[np.float64]], list[
         try:
             rows = np.array([values.split(",") for values in dimensions], dtype=np.float64)
         except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: expected dimensions of one length, all numbers"
-            ) from error
+            raise ValueError(f"{path}, line {number}: expected dimensions of one length, all numbers") from error
         series.append(np.ascontiguousarray(rows.T))
         labels.append(label)
     return series, labels

@@ -1,0 +1,44 @@
+"""Certified optimal transport for PyTorch.
+
+>>> import torch, brenier
+>>> x, y = torch.randn(50, 2), torch.randn(60, 2)
+>>> solution = brenier.solve(x, y)
+>>> bool(solution.certificate.relative_gap < 1e-9)
+True
+"""
+
+from .adjoint import Adjoint, Envelope
+from .api import solve
+from .certificate import Certificate
+from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
+from .geometry import CostMatrix, Geometry, Grid, PointCloud
+from .plan import Plan
+from .problem import KL, Exact, Marginal, Problem, Relative
+from .solution import Solution, Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KL",
+    "Adjoint",
+    "Certificate",
+    "CostMatrix",
+    "Envelope",
+    "Exact",
+    "Geometry",
+    "Grid",
+    "InvalidInput",
+    "Marginal",
+    "MissingExtra",
+    "NotConverged",
+    "NotConvergedWarning",
+    "PerformanceWarning",
+    "Plan",
+    "PointCloud",
+    "Problem",
+    "Relative",
+    "Solution",
+    "Status",
+    "__version__",
+    "solve",
+]

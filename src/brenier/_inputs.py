@@ -1,0 +1,177 @@
+"""What users hand in (tensors, NumPy, pandas, AnnData, lists) becomes tensors; answers go back in kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import refuse
+
+__all__ = ["Kind", "float_tensor", "kind_of", "plain", "same_place", "weights_tensor"]
+
+
+def _is_frame(obj: Any) -> bool:
+    return type(obj).__module__.partition(".")[0] == "pandas"
+
+
+def plain(obj: Any, name: str) -> Any:
+    """Unwrap AnnData, pandas and sparse containers down to a tensor or a NumPy array."""
+    if type(obj).__name__ == "AnnData":
+        obj = obj.X
+    if _is_frame(obj):
+        try:
+            return obj.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError):
+            refuse(
+                name,
+                "numeric columns",
+                "columns with other values",
+                "Select columns, e.g. frame[['u', 'v']].",
+            )
+    if hasattr(obj, "toarray"):  # a SciPy sparse matrix
+        return obj.toarray()
+    return obj
+
+
+def float_tensor(obj: Any, name: str) -> Tensor:
+    """Read an array as a floating tensor: integers become float64, half precision is computed in float32.
+
+    Raises:
+        InvalidInput: complex, boolean, text or ragged input.
+    """
+    obj = plain(obj, name)
+    if not isinstance(obj, Tensor):
+        try:
+            array = np.asarray(obj)
+        except ValueError:
+            refuse(name, "a rectangular array of numbers", "rows of different lengths")
+        if array.dtype.kind not in "fiu":
+            refuse(name, "an array of real numbers", f"dtype {array.dtype}")
+        if not array.dtype.isnative or array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        shareable = array.flags.writeable and all(s >= 0 for s in array.strides)
+        obj = torch.from_numpy(array if shareable else array.copy())
+    if obj.layout != torch.strided:
+        refuse(name, "a dense tensor", f"layout {obj.layout}", "Call .to_dense() first.")
+    if obj.is_complex() or obj.dtype == torch.bool:
+        refuse(name, "an array of real numbers", f"dtype {obj.dtype}")
+    if not obj.is_floating_point():
+        return obj.double()
+    return obj.float() if obj.dtype in (torch.float16, torch.bfloat16) else obj
+
+
+def same_place(x: Tensor, x_name: str, y: Tensor, y_name: str) -> None:
+    """Check that two tensors share device and dtype."""
+    if x.device != y.device:
+        refuse(
+            f"{x_name} and {y_name}",
+            "tensors on one device",
+            f"{x.device} and {y.device}",
+            f"Move one with .to('{x.device}').",
+        )
+    if x.dtype != y.dtype:
+        refuse(
+            f"{x_name} and {y_name}",
+            "one dtype",
+            f"{x.dtype} and {y.dtype}",
+            "Cast one with .to(dtype); float64 is the safe choice.",
+        )
+
+
+def weights_tensor(weights: Any, size: int, name: str, like: Tensor) -> Tensor:
+    """Read marginal weights (*batch, size); uniform with total mass 1 when None.
+
+    Raises:
+        InvalidInput: wrong shape or device, negative, NaN or infinite entries, or no mass at all.
+    """
+    if weights is None:
+        return torch.full((), 1 / size, dtype=like.dtype, device=like.device).expand(size)
+    out = float_tensor(weights, name)
+    if out.dim() == 0 or out.shape[-1] != size:
+        refuse(name, f"{size} weights, one for each point", f"shape {tuple(out.shape)}")
+    if out.device != like.device:
+        refuse(name, f"a tensor on {like.device}", str(out.device), f"Move it with .to('{like.device}').")
+    out = out.to(like.dtype)
+    values = out.detach()
+    if not torch.isfinite(values).all():
+        refuse(name, "finite weights", "NaN or infinity")
+    if (values < 0).any():
+        refuse(name, "nonnegative weights", f"a minimum of {float(values.min()):.6g}")
+    if (values.sum(-1) <= 0).any():
+        refuse(name, "positive total mass", "weights that sum to zero")
+    return out
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The container the user works in, and how to hand a tensor back in it.
+
+    `rows_x`, `rows_y` and `columns` are the labels of pandas inputs.
+    """
+
+    name: str = "torch"  # "torch", "numpy" or "pandas"
+    rows_x: Any = None
+    rows_y: Any = None
+    columns: Any = None
+
+    def array(self, t: Tensor) -> Any:
+        """A tensor as the user's array type; scalars of NumPy users become floats."""
+        if self.name == "torch":
+            return t
+        array = t.detach().cpu().numpy()
+        return array[()] if array.ndim == 0 else array
+
+    def per_row(self, t: Tensor) -> Any:
+        """Something with one entry for each source point."""
+        return self._labelled(t, self.rows_x)
+
+    def per_column(self, t: Tensor) -> Any:
+        """Something with one entry for each target point."""
+        return self._labelled(t, self.rows_y)
+
+    def points(self, t: Tensor, index: Any = None) -> Any:
+        """Points in the space of the inputs."""
+        if self.name == "pandas" and t.dim() == 2:
+            import pandas as pd
+
+            columns = self.columns if self.columns is not None and len(self.columns) == t.shape[1] else None
+            return pd.DataFrame(self.array_numpy(t), index=index, columns=columns)
+        return self.array(t)
+
+    def matrix(self, t: Tensor) -> Any:
+        """Something n x m."""
+        if self.name == "pandas" and t.dim() == 2:
+            import pandas as pd
+
+            return pd.DataFrame(self.array_numpy(t), index=self.rows_x, columns=self.rows_y)
+        return self.array(t)
+
+    def _labelled(self, t: Tensor, index: Any) -> Any:
+        if self.name == "pandas" and t.dim() == 1:
+            import pandas as pd
+
+            return pd.Series(self.array_numpy(t), index=index)
+        return self.array(t)
+
+    @staticmethod
+    def array_numpy(t: Tensor) -> np.ndarray:
+        """A tensor as a NumPy array."""
+        return t.detach().cpu().numpy()
+
+    def swapped(self) -> Kind:
+        """The kind of the transposed problem."""
+        return Kind(self.name, self.rows_y, self.rows_x, self.columns)
+
+
+def kind_of(x: Any, y: Any = None) -> Kind:
+    """The kind to answer in: pandas if x is a frame, NumPy for arrays, lists and AnnData, else torch."""
+    first = y if x is None else x
+    if _is_frame(first):
+        rows: Callable[[Any], Any] = lambda obj: obj.index if _is_frame(obj) else None  # noqa: E731
+        return Kind("pandas", rows(x), rows(y), getattr(first, "columns", None))
+    return Kind("torch" if isinstance(first, Tensor) or first is None else "numpy")

@@ -1,0 +1,180 @@
+"""The front door: `solve` picks the geometry, the problem and the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._inputs import Kind, kind_of
+from .adjoint import Adjoint, Envelope
+from .costs import Cost, GraphGeodesic, as_cost
+from .errors import InvalidInput, refuse
+from .geometry import CostMatrix, Geometry, PointCloud
+from .problem import Exact, Marginal, Problem, Relative
+from .solution import Solution
+from .solvers import Monotone, NetworkSimplex, Sinkhorn, Solver, run
+
+__all__ = ["solve"]
+
+# Entries of the largest cost matrix that an exact solve forms on its own: 20,000 x 20,000, 3.2 GB.
+_DENSE_LIMIT = 20_000**2
+_SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
+    "sinkhorn": Sinkhorn,
+    "network-simplex": NetworkSimplex,
+    "monotone": Monotone,
+}
+
+
+def solve(
+    x: Any,
+    y: Any = None,
+    *,
+    a: Any = None,
+    b: Any = None,
+    cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
+    epsilon: float | Relative | Tensor | None = None,
+    marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
+    solver: str | Solver[Any] = "auto",
+    tol: float | None = None,
+    max_iter: int | None = None,
+    adjoint: Adjoint = Envelope(),
+    throw: bool = False,
+    progress: bool = False,
+    callback: Callable[[int, Any], bool | None] | None = None,
+    generator: torch.Generator | None = None,
+) -> Solution:
+    r"""Solve an optimal transport problem and say how good the answer is.
+
+    Minimises  <P, C> + eps KL(P | a ⊗ b)  over plans P >= 0 with P1 = a and P^T 1 = b; without epsilon the term
+    is absent and the answer is exact.
+
+    Args:
+        x: source points (*batch, n, d), or a geometry (`CostMatrix(C)`, `PointCloud`, `Grid`) that holds both sides.
+            Tensors, NumPy arrays, pandas frames and AnnData (its X) go in, and the answer comes back in kind.
+            Integers are read as float64; float16 and bfloat16 are computed and returned in float32.
+        y: target points (*batch, m, d).
+        a, b: masses (*batch, n) and (*batch, m), nonnegative, of equal total; uniform with total 1 when None.
+        cost: a name, a `Cost` or a function of two broadcasting tensors; "sqeuclidean" is ||x - y||^2, without 1/2.
+        epsilon: entropic strength in cost units, or `Relative(0.05)` for 0.05 x mean cost; None is exact.
+        marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
+        solver: "auto", "sinkhorn", "network-simplex", "monotone", or a `Solver`.
+        tol: marginal error relative to the mass; entropic solvers only.
+        max_iter: iteration limit (pivots for the network simplex).
+        adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
+        throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
+        progress: show a progress bar.
+        callback: `callback(iteration, state)` after each step; a true answer stops the solve.
+        generator: for solvers that draw random numbers; those listed above draw none.
+
+    Returns:
+        A `Solution`: value, linear_value, dual_value, plan, potentials, map, certificate, status, stats.
+
+    Raises:
+        InvalidInput: an argument breaks a rule; the message says what was expected, what came, and the cure.
+        NotConverged: with `throw=True`.
+
+    Complexity: Sinkhorn O(n m d) time for an iteration and O(n + m) memory; the network simplex holds the n x m
+    cost; on the line O((n + m) log(n + m)).
+
+    Example:
+        >>> import torch, brenier
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> solution = brenier.solve(x, x + 5)
+        >>> float(solution.value), float(solution.certificate.relative_gap)
+        (25.0, 0.0)
+    """
+    kind, geometry = _geometry(x, y, cost)
+    if not isinstance(adjoint, Adjoint):
+        refuse("adjoint", "an Adjoint such as Envelope()", repr(adjoint))
+    if generator is not None and not isinstance(generator, torch.Generator):
+        refuse("generator", "a torch.Generator or None", type(generator).__name__)
+    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon)
+    chosen, reason = _choose(solver, problem)
+    chosen = _tuned(chosen, tol, max_iter)
+    return run(
+        problem,
+        chosen,
+        adjoint=adjoint,
+        kind=kind,
+        reason=reason,
+        throw=throw,
+        progress=progress,
+        callback=callback,
+    )
+
+
+def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
+    if isinstance(x, Geometry):
+        if y is not None:
+            refuse("y", "None, as the geometry holds both sides", type(y).__name__)
+        return Kind(), x
+    if x is None or y is None:
+        refuse(
+            "x and y",
+            "two clouds of points, or one geometry",
+            "None",
+            "For a cost matrix: solve(CostMatrix(C)).",
+        )
+    ground = as_cost(cost)
+    x, y = _same_columns(x, y)
+    kind = kind_of(x, y)
+    if isinstance(ground, GraphGeodesic):
+        clouds = PointCloud(x, y)  # reads and checks; its own cost is never evaluated
+        return kind, CostMatrix(ground.matrix(clouds.x, clouds.y).to(clouds.x.device))
+    return kind, PointCloud(x, y, ground)
+
+
+def _same_columns(x: Any, y: Any) -> tuple[Any, Any]:
+    """Frames are matched by column name, not by position."""
+    names_x, names_y = getattr(x, "columns", None), getattr(y, "columns", None)
+    if names_x is None or names_y is None or list(names_x) == list(names_y):
+        return x, y
+    if set(names_x) != set(names_y) or len(names_x) != len(names_y):
+        odd = sorted(map(str, set(names_x) ^ set(names_y)))
+        raise InvalidInput(
+            f"x and y: expected frames with the same columns, got {', '.join(odd)} in one of them only. "
+            "Select the shared columns of both."
+        )
+    return x, y[list(names_x)]
+
+
+def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], str]:
+    if isinstance(solver, Solver):
+        return solver, "asked for"
+    if not isinstance(solver, str) or solver not in ("auto", *_SOLVERS):
+        refuse("solver", "one of 'auto', " + ", ".join(map(repr, _SOLVERS)) + " or a Solver", repr(solver))
+    if solver != "auto":
+        return _SOLVERS[solver](), "asked for"
+    if problem.epsilon is not None:
+        return Sinkhorn(), "an epsilon was given"
+    if not problem.balanced:
+        refuse("epsilon", "a value for soft marginals", "None", "Give epsilon=Relative(0.01), say.")
+    geometry = problem.geometry
+    if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
+        return Monotone(), "points on a line and a convex cost: sorting is exact"
+    n, m = problem.shape
+    if n * m > _DENSE_LIMIT:
+        raise InvalidInput(
+            f"x and y: expected at most {_DENSE_LIMIT:,} pairs for an exact solve with a cost matrix, got {n:,} x "
+            f"{m:,}. Give epsilon=Relative(0.01), which needs no matrix, or ask for solver='network-simplex' and "
+            f"{8e-9 * n * m:.1f} GB."
+        )
+    return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
+
+
+def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None) -> Solver[Any]:
+    names = {f.name for f in fields(solver)}
+    changes: dict[str, Any] = {}
+    if tol is not None and "tol" in names:  # exact solvers end at rounding level, below any tolerance
+        changes["tol"] = tol
+    if max_iter is not None:
+        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+            refuse("max_iter", "a positive integer", repr(max_iter))
+        changes["max_pivots" if "max_pivots" in names else "max_iter"] = max_iter
+    if tol is not None and not (isinstance(tol, int | float) and 0 < tol < float("inf")):
+        refuse("tol", "a positive finite number", repr(tol))
+    return replace(solver, **changes)

@@ -1,0 +1,8 @@
+"""Where a cost lives, and the few operations that every solver is written in."""
+
+from .base import Geometry
+from .grid import Grid
+from .matrix import CostMatrix
+from .pointcloud import PointCloud
+
+__all__ = ["CostMatrix", "Geometry", "Grid", "PointCloud"]

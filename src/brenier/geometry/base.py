@@ -1,0 +1,196 @@
+"""The contract of a geometry, and its implementation for every cost that can be told by blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import refuse
+from ..kernels import reference as kernels
+from ..kernels.reference import Pairs
+
+__all__ = ["Geometry", "Lines", "PairGeometry", "Support"]
+
+Lines = slice | Tensor
+"""A selection of rows or columns."""
+
+
+class Support(NamedTuple):
+    """Entries of the cost: rows (k,), columns (k,) and reduced costs c - f - g (k,)."""
+
+    rows: Tensor
+    cols: Tensor
+    reduced: Tensor
+
+
+class Geometry(ABC):
+    """A cost between n rows and m columns, with leading batch dimensions, that is never formed unasked.
+
+    `dim` names the axis that an operation reduces: 1 (or -1) sums over the columns and returns something per row,
+    0 (or -2) sums over the rows and returns something per column.
+    """
+
+    shape: tuple[int, int]  # (n, m)
+    batch_shape: torch.Size
+
+    # What a subclass must know
+
+    @property
+    @abstractmethod
+    def T(self) -> Geometry:
+        """The same cost with rows and columns exchanged."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that define the cost; gradients flow to them."""
+
+    @abstractmethod
+    def with_tensors(self, *tensors: Tensor) -> Self:
+        """The same geometry on other tensors (a cast, a detached copy)."""
+
+    @abstractmethod
+    def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
+        """Soft c-transform: -eps log sum_j exp((h_j - c_ij) / eps) for dim=1.
+
+        Args:
+            h: (*batch, m) for dim=1, (*batch, n) for dim=0; -inf where there is no mass.
+            epsilon: in cost units, a number or (*batch,).
+            dim: the axis to reduce.
+        """
+
+    @abstractmethod
+    def cmin(self, h: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+        """Hard c-transform: min_j (c_ij - h_j) and the minimising j, for dim=1."""
+
+    @abstractmethod
+    def apply(self, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor, dim: int = 1) -> Tensor:
+        """The Gibbs plan exp((f_i + g_j - c_ij) / eps) times v (*batch, m) or (*batch, m, k), without the plan."""
+
+    @abstractmethod
+    def moments(self, f: Tensor, g: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Row sums of the Gibbs plan (*batch, n) and its cost per row (*batch, n), in one pass."""
+
+    @abstractmethod
+    def support(self, f: Tensor, g: Tensor, threshold: float, max_per_row: int | None = None) -> Support:
+        """The entries with c_ij - f_i - g_j <= threshold, at most `max_per_row` smallest of each row (no batch)."""
+
+    @abstractmethod
+    def smallest(self, f: Tensor, g: Tensor, k: int) -> Support:
+        """The k entries of smallest c_ij - f_i - g_j, ascending (no batch)."""
+
+    @abstractmethod
+    def cost_between(self, u: Tensor, v: Tensor) -> Tensor:
+        """u^T C v for u (*batch, n), v (*batch, m): the cost of the product plan, (*batch,)."""
+
+    @abstractmethod
+    def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """C at index pairs (*batch, k): (*batch, k), by the definition of the cost; differentiable."""
+
+    @abstractmethod
+    def tile(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> Tensor:
+        """A block of the cost, (*batch, r, s); the whole matrix when called without arguments."""
+
+    # What follows from it
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same geometry in another floating-point precision."""
+        return self.with_tensors(*(t.to(dtype) for t in self.tensors))
+
+    def detach(self) -> Self:
+        """The same geometry without gradient history."""
+        return self.with_tensors(*(t.detach() for t in self.tensors))
+
+    def mean_cost(self, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+        """Mean of the cost under a ⊗ b (uniform by default), (*batch,): the scale that `Relative` multiplies."""
+        n, m = self.shape
+        one = self.tensors[0].detach().new_ones
+        u = one((*self.batch_shape, n)) if a is None else a
+        v = one((*self.batch_shape, m)) if b is None else b
+        return self.detach().cost_between(u / u.sum(-1, keepdim=True), v / v.sum(-1, keepdim=True))
+
+    def range_estimate(self) -> Tensor:
+        """Mean minus minimum of the cost, (*batch,): a shift-invariant scale to start an epsilon schedule at."""
+        geometry = self.detach()
+        smallest = geometry.cmin(geometry.tensors[0].new_zeros((*self.batch_shape, self.shape[1])))[0]
+        return (geometry.mean_cost() - smallest.min(-1).values).clamp(min=0)
+
+    @staticmethod
+    def _along(dim: int) -> int:
+        if dim not in (1, -1, 0, -2):
+            refuse("dim", "1 (reduce the columns) or 0 (reduce the rows)", dim)
+        return dim % 2
+
+    def _check_potential(self, h: Tensor, size: int, name: str = "h") -> None:
+        if h.shape[-1] != size:
+            refuse(name, f"last axis of length {size}", f"shape {tuple(h.shape)}")
+
+
+class PairGeometry(Geometry):
+    """A geometry whose cost is row_term_i + col_term_j + block(rows, cols)_ij.
+
+    The two rank-one terms never enter a tile: they are absorbed by the potentials.
+    """
+
+    @abstractmethod
+    def _pairs(self) -> tuple[Pairs, Tensor, Tensor]:
+        """The blocks, row term (*batch, n) and column term (*batch, m)."""
+
+    @property
+    @abstractmethod
+    def T(self) -> PairGeometry: ...
+
+    def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
+        if self._along(dim) == 0:
+            return self.T.softmin(h, epsilon)
+        self._check_potential(h, self.shape[1])
+        pairs, r, c = self._pairs()
+        return r + kernels.softmin(pairs, h - c, epsilon)
+
+    def cmin(self, h: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+        if self._along(dim) == 0:
+            return self.T.cmin(h)
+        self._check_potential(h, self.shape[1])
+        pairs, r, c = self._pairs()
+        values, index = kernels.cmin(pairs, h - c)
+        return r + values, index
+
+    def apply(self, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor, dim: int = 1) -> Tensor:
+        if self._along(dim) == 0:
+            return self.T.apply(g, f, epsilon, v)
+        self._check_potential(f, self.shape[0], "f")
+        self._check_potential(g, self.shape[1], "g")
+        pairs, r, c = self._pairs()
+        if vector := v.dim() == f.dim():
+            v = v.unsqueeze(-1)
+        out = kernels.apply(pairs, f - r, g - c, epsilon, v)
+        return out.squeeze(-1) if vector else out
+
+    def moments(self, f: Tensor, g: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
+        pairs, r, c = self._pairs()
+        mass, cost = kernels.row_moments(pairs, f - r, g - c, epsilon, c)
+        return mass, cost + r * mass
+
+    def support(self, f: Tensor, g: Tensor, threshold: float, max_per_row: int | None = None) -> Support:
+        pairs, r, c = self._pairs()
+        return Support(*kernels.support(pairs, f - r, g - c, threshold, max_per_row))
+
+    def smallest(self, f: Tensor, g: Tensor, k: int) -> Support:
+        pairs, r, c = self._pairs()
+        return Support(*kernels.smallest(pairs, f - r, g - c, k))
+
+    def cost_between(self, u: Tensor, v: Tensor) -> Tensor:
+        pairs, r, c = self._pairs()
+        body = (u * kernels.matvec(pairs, v)).sum(-1)
+        return body + (r * u).sum(-1) * v.sum(-1) + (c * v).sum(-1) * u.sum(-1)

@@ -1,0 +1,206 @@
+"""A regular grid with a separable cost: every operation works along one axis at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .._inputs import float_tensor
+from ..errors import refuse
+from ..kernels import reference as kernels
+from ..kernels.reference import Pairs
+from .base import Geometry, Lines, Support
+
+__all__ = ["Grid"]
+
+
+class Grid(Geometry):
+    r"""All pairs of nodes of a regular grid, under c(x, y) = sum_k |x_k - y_k|^p.
+
+    With N = N_1 ... N_D nodes, an operation costs O(N (N_1 + ... + N_D)) time instead of O(N^2), and O(N max N_k)
+    memory. Weights and potentials are flat, (*batch, N), in row-major order: `image.flatten()`.
+
+    Args:
+        *axes: for each axis, its number of nodes (placed at 0, 1, 2, ...) or their coordinates (N_k,).
+        p: the exponent, >= 1; 2 is the squared Euclidean cost, 1 the city-block cost.
+        dtype, device: of the coordinates when they are given as numbers of nodes.
+
+    Raises:
+        InvalidInput: no axes, an empty axis, p < 1.
+
+    Example:
+        >>> import torch, brenier
+        >>> a, b = torch.zeros(2, 64, dtype=torch.float64)
+        >>> a[0], b[9] = 1, 1  # from corner (0, 0) to (1, 1) of an 8 x 8 image
+        >>> round(float(brenier.solve(brenier.Grid(8, 8), a=a, b=b, epsilon=0.1).linear_value), 6)
+        2.0
+    """
+
+    def __init__(
+        self,
+        *axes: int | Tensor | Sequence[float],
+        p: float = 2.0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not axes:
+            refuse("Grid axes", "at least one axis", "none")
+        if not p >= 1:
+            refuse("Grid p", "a number >= 1", p)
+        coordinates = []
+        for k, axis in enumerate(axes):
+            if isinstance(axis, int):
+                if axis < 1:
+                    refuse(f"Grid axis {k}", "at least one node", axis)
+                coordinates.append(torch.arange(axis, dtype=dtype, device=device))
+            else:
+                values = float_tensor(axis, f"Grid axis {k}")
+                if values.dim() != 1 or values.numel() == 0:
+                    refuse(f"Grid axis {k}", "coordinates of shape (N_k,)", f"shape {tuple(values.shape)}")
+                coordinates.append(values)
+        self.p = float(p)
+        self._set(*coordinates)
+
+    def _set(self, *axes: Tensor) -> None:
+        self.axes = axes
+        self.sizes = tuple(len(t) for t in axes)
+        nodes = int(torch.Size(self.sizes).numel())
+        self.shape = (nodes, nodes)
+        self.batch_shape = torch.Size()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.axes
+
+    def with_tensors(self, *tensors: Tensor) -> Self:
+        out = object.__new__(type(self))
+        out.p = self.p
+        out._set(*tensors)
+        return out
+
+    @property
+    def T(self) -> Grid:
+        return self  # |x - y|^p is symmetric and both sides have the same nodes
+
+    @property
+    def points(self) -> Tensor:
+        """The nodes, (N, D)."""
+        return torch.stack(torch.meshgrid(*self.axes, indexing="ij"), -1).reshape(self.shape[0], -1)
+
+    def _axis_costs(self) -> list[Tensor]:
+        return [(t[:, None] - t[None, :]).abs().pow(self.p) for t in self.axes]
+
+    def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
+        self._along(dim)
+        self._check_potential(h, self.shape[1])
+        return self._separable_softmin(h, epsilon, self._axis_costs())
+
+    def _separable_softmin(self, h: Tensor, epsilon: float | Tensor, costs: list[Tensor]) -> Tensor:
+        batch = h.shape[:-1]
+        eps = torch.as_tensor(epsilon, dtype=h.dtype, device=h.device)
+        eps = eps.expand(batch) if eps.dim() else eps
+        h = h.reshape(*batch, *self.sizes)
+        for k, c in enumerate(costs):
+            lines = h.movedim(len(batch) + k, -1)  # every grid line along axis k is one row of potentials
+            flat = lines.reshape(-1, self.sizes[k])
+            e = eps.reshape(-1).repeat_interleave(flat.shape[0] // eps.numel()) if eps.dim() else eps
+            out = kernels.softmin(_lines(c, len(flat)), flat, e)
+            h = -out.reshape(lines.shape).movedim(-1, len(batch) + k)
+        return -h.reshape(*batch, -1)
+
+    def cmin(self, h: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+        self._along(dim)
+        self._check_potential(h, self.shape[1])
+        batch = h.shape[:-1]
+        h = h.reshape(*batch, *self.sizes)
+        index = torch.arange(self.shape[0], device=h.device).reshape(self.sizes).expand(h.shape)
+        for k, c in enumerate(self._axis_costs()):
+            axis = len(batch) + k
+            lines = h.movedim(axis, -1)
+            values, best = kernels.cmin(_lines(c, lines[..., 0].numel()), lines.reshape(-1, self.sizes[k]))
+            chosen = index.movedim(axis, -1).gather(-1, best.reshape(lines.shape))
+            h = -values.reshape(lines.shape).movedim(-1, axis)
+            index = chosen.movedim(-1, axis)
+        return -h.reshape(*batch, -1), index.reshape(*batch, -1)
+
+    def apply(self, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor, dim: int = 1) -> Tensor:
+        if self._along(dim) == 0:
+            f, g = g, f
+        if vector := v.dim() == f.dim():
+            v = v.unsqueeze(-1)
+        eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
+        per_line = eps.unsqueeze(-1) if eps.dim() else eps
+        columns = []
+        for k in range(v.shape[-1]):  # signed vectors in the log domain: positive minus negative part
+            column = v[..., k]
+            total = torch.zeros_like(f)
+            for sign in (1, -1):
+                part = (sign * column).clamp(min=0)
+                if bool((part > 0).any()):
+                    soft = self.softmin(g + per_line * part.log(), eps)
+                    total = total + sign * ((f - soft) / per_line).exp()
+            columns.append(total)
+        out = torch.stack(columns, -1)
+        return out.squeeze(-1) if vector else out
+
+    def moments(self, f: Tensor, g: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
+        eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
+        per_line = eps.unsqueeze(-1) if eps.dim() else eps
+        mass = ((f - self.softmin(g, eps)) / per_line).exp()
+        cost = torch.zeros_like(f)
+        axis_costs = self._axis_costs()
+        for k, c in enumerate(axis_costs):
+            # c exp(-c / eps) = exp(-(c - eps log c) / eps): the cost joins the kernel of its own axis
+            if eps.dim():
+                refuse("Grid with a batch of epsilon", "one epsilon", tuple(eps.shape), "Solve them one by one.")
+            weighted = [*axis_costs]
+            weighted[k] = c - eps * c.log()
+            cost = cost + ((f - self._separable_softmin(g, eps, weighted)) / eps).exp()
+        return mass, cost
+
+    def _dense_pairs(self) -> Pairs:
+        points, p = self.points, self.p
+
+        def block(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]) -> Tensor:
+            return (rows[0].unsqueeze(-2) - cols[0].unsqueeze(-3)).abs().pow(p).sum(-1)
+
+        return Pairs((points,), (points,), block, self.shape)
+
+    def support(self, f: Tensor, g: Tensor, threshold: float, max_per_row: int | None = None) -> Support:
+        return Support(*kernels.support(self._dense_pairs(), f, g, threshold, max_per_row))
+
+    def smallest(self, f: Tensor, g: Tensor, k: int) -> Support:
+        return Support(*kernels.smallest(self._dense_pairs(), f, g, k))
+
+    def cost_between(self, u: Tensor, v: Tensor) -> Tensor:
+        batch = torch.broadcast_shapes(u.shape[:-1], v.shape[:-1])
+        u, v = u.expand(*batch, -1), v.expand(*batch, -1)
+        grid_u, grid_v = u.reshape(*batch, *self.sizes), v.reshape(*batch, *self.sizes)
+        total = u.new_zeros(batch)
+        axes = range(len(batch), len(batch) + len(self.sizes))
+        for k, c in enumerate(self._axis_costs()):
+            others = [d for i, d in enumerate(axes) if i != k]
+            # the cost of an axis only sees the marginals on that axis
+            mu, mv = (t.sum(others) if others else t for t in (grid_u, grid_v))
+            total = total + ((mu @ c) * mv).sum(-1)
+        return total
+
+    def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
+        points = self.points
+        return (points[rows] - points[cols]).abs().pow(self.p).sum(-1)
+
+    def tile(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> Tensor:
+        points = self.points
+        return (points[rows].unsqueeze(-2) - points[cols].unsqueeze(-3)).abs().pow(self.p).sum(-1)
+
+    def __repr__(self) -> str:
+        return f"Grid({', '.join(map(str, self.sizes))}, p={self.p:g})"
+
+
+def _lines(c: Tensor, count: int) -> Pairs:
+    """The cost along one axis, shared by a batch of grid lines."""
+    k = c.shape[0]
+    return Pairs((c.expand(count, k, k),), (), lambda rows, cols: rows[0], (k, k))

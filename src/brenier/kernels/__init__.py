@@ -1,0 +1,1 @@
+"""The inner loops over pairs of points: one interface, several engines."""

@@ -1,0 +1,223 @@
+"""The reference engine: the five operations in plain torch, tiled over rows to a memory budget.
+
+It runs on any device and dtype, differentiates (each tile is recomputed in the backward pass, so memory
+stays at one tile), and is the truth that the other engines are tested against.
+
+All functions see the cost as `Pairs`: tensors that belong to the rows, tensors that belong to the columns,
+and a function that turns a block of rows and all columns into a block of the cost. Everything reduces over
+the columns; the other direction is the same function on `pairs.T`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+__all__ = [
+    "Pairs",
+    "apply",
+    "cmin",
+    "matvec",
+    "memory_budget",
+    "row_moments",
+    "smallest",
+    "softmin",
+    "support",
+]
+
+# Entries of one tile. On a CPU a tile should stay in cache; on a GPU it should fill the card.
+_CPU_TILE = 2**20
+_GPU_TILE = 2**26
+_budget: ContextVar[int | None] = ContextVar("brenier_tile_entries", default=None)
+
+
+@contextlib.contextmanager
+def memory_budget(entries: int) -> Iterator[None]:
+    """Bound the number of cost entries that one tile may hold, inside a `with` block.
+
+    Args:
+        entries: at least 1; a tile never has less than one row of the cost.
+    """
+    token = _budget.set(max(1, int(entries)))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+class Pairs(NamedTuple):
+    """A cost told by blocks: `block(rows, cols)` is (*batch, r, m) for r rows and all m columns."""
+
+    rows: tuple[Tensor, ...]  # each (*batch, n, ·)
+    cols: tuple[Tensor, ...]  # each (*batch, m, ·)
+    block: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+    shape: tuple[int, int]  # (n, m)
+
+
+def _row_slices(pairs: Pairs, batch: int) -> list[slice]:
+    n, m = pairs.shape
+    device = (pairs.rows or pairs.cols)[0].device
+    entries = _budget.get() or (_CPU_TILE if device.type == "cpu" else _GPU_TILE)
+    step = max(1, entries // max(1, m * batch))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def _batch_size(tensor: Tensor, event_dims: int) -> int:
+    return int(torch.Size(tensor.shape[: tensor.dim() - event_dims]).numel())
+
+
+def _spread(epsilon: float | Tensor, dims: int) -> float | Tensor:
+    """Give a per-problem epsilon (*batch,) trailing axes to broadcast over."""
+    if isinstance(epsilon, Tensor) and epsilon.dim() > 0:
+        return epsilon[(...,) + (None,) * dims]
+    return epsilon
+
+
+def _tiled(
+    pairs: Pairs,
+    batch: int,
+    one: Callable[..., tuple[Tensor, ...]],
+    row_args: tuple[Tensor, ...],
+    shared: tuple[Tensor, ...],
+) -> list[tuple[Tensor, ...]]:
+    """Call `one(c, *row_args, *shared)` on each tile; under autograd each tile is checkpointed."""
+    k_rows, k_cols = len(pairs.rows), len(pairs.cols)
+
+    def tile(*tensors: Tensor) -> tuple[Tensor, ...]:
+        rows, cols = tensors[:k_rows], tensors[k_rows : k_rows + k_cols]
+        return one(pairs.block(rows, cols), *tensors[k_rows + k_cols :])
+
+    everything = (*pairs.rows, *pairs.cols, *row_args, *shared)
+    record = torch.is_grad_enabled() and any(t.requires_grad for t in everything)
+    out = []
+    for s in _row_slices(pairs, batch):
+        args = (
+            *(r[..., s, :] for r in pairs.rows),
+            *pairs.cols,
+            *(r[..., s] for r in row_args),
+            *shared,
+        )
+        if record:
+            out.append(checkpoint(tile, *args, use_reentrant=False, preserve_rng_state=False))
+        else:
+            out.append(tile(*args))
+    return out
+
+
+def _join(parts: list[tuple[Tensor, ...]], which: int = 0, dim: int = -1) -> Tensor:
+    return parts[0][which] if len(parts) == 1 else torch.cat([p[which] for p in parts], dim)
+
+
+def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
+    r"""Return out_i = -eps log sum_j exp((h_j - c_ij) / eps).
+
+    Args:
+        pairs: the cost, n x m.
+        h: (*batch, m); -inf entries are columns without mass.
+        epsilon: in cost units, a number or (*batch,).
+
+    Returns:
+        (*batch, n). O(n m d) time, O(n + m + tile) memory.
+    """
+    eps = torch.as_tensor(epsilon, dtype=h.dtype, device=h.device)
+
+    def one(c: Tensor, h: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        e = _spread(eps, 2)
+        return (-_spread(eps, 1) * torch.logsumexp((h.unsqueeze(-2) - c) / e, -1),)
+
+    return _join(_tiled(pairs, _batch_size(h, 1), one, (), (h, eps)))
+
+
+def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return min_j (c_ij - h_j) and the smallest minimising j, each (*batch, n)."""
+
+    def one(c: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        best = (c - h.unsqueeze(-2)).min(-1)
+        return best.values, best.indices
+
+    parts = _tiled(pairs, _batch_size(h, 1), one, (), (h,))
+    return _join(parts, 0), _join(parts, 1)
+
+
+def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor) -> Tensor:
+    """Return sum_j exp((f_i + g_j - c_ij) / eps) v_j for v (*batch, m, k): (*batch, n, k)."""
+    eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
+
+    def one(c: Tensor, f: Tensor, g: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        e = _spread(eps, 2)
+        return (torch.exp((f.unsqueeze(-1) + g.unsqueeze(-2) - c) / e) @ v,)
+
+    return _join(_tiled(pairs, _batch_size(f, 1), one, (f,), (g, v, eps)), dim=-2)
+
+
+def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
+    """Return per row the mass and the cost sum_j P_ij (c_ij + col_term_j), P = exp((f + g - c) / eps)."""
+    eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
+
+    def one(c: Tensor, f: Tensor, g: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        e = _spread(eps, 2)
+        p = torch.exp((f.unsqueeze(-1) + g.unsqueeze(-2) - c) / e)
+        return p.sum(-1), (p * (c + t.unsqueeze(-2))).sum(-1)
+
+    parts = _tiled(pairs, _batch_size(f, 1), one, (f,), (g, col_term, eps))
+    return _join(parts, 0), _join(parts, 1)
+
+
+def matvec(pairs: Pairs, v: Tensor) -> Tensor:
+    """Return sum_j c_ij v_j, (*batch, n)."""
+
+    def one(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return ((c @ v.unsqueeze(-1)).squeeze(-1),)
+
+    return _join(_tiled(pairs, _batch_size(v, 1), one, (), (v,)))
+
+
+def support(
+    pairs: Pairs, f: Tensor, g: Tensor, threshold: float, max_per_row: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, columns and values of the entries with c_ij - f_i - g_j <= threshold (no batch).
+
+    With `max_per_row`, only the smallest so many of each row. Sorted by row.
+    """
+    rows, cols, values = [], [], []
+    m = pairs.shape[1]
+    for s in _row_slices(pairs, 1):
+        c = pairs.block(tuple(r[s] for r in pairs.rows), pairs.cols)
+        reduced = c - f[s, None] - g
+        if max_per_row is not None and max_per_row < m:
+            best = reduced.topk(max_per_row, -1, largest=False)
+            keep = best.values <= threshold
+            i, k = keep.nonzero(as_tuple=True)
+            rows.append(i + s.start)
+            cols.append(best.indices[i, k])
+            values.append(best.values[i, k])
+        else:
+            i, j = (reduced <= threshold).nonzero(as_tuple=True)
+            rows.append(i + s.start)
+            cols.append(j)
+            values.append(reduced[i, j])
+    return torch.cat(rows), torch.cat(cols), torch.cat(values)
+
+
+def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, columns and values of the k smallest c_ij - f_i - g_j overall, ascending (no batch)."""
+    m = pairs.shape[1]
+    values, flat = f.new_empty(0), torch.empty(0, dtype=torch.long, device=f.device)
+    for s in _row_slices(pairs, 1):
+        c = pairs.block(tuple(r[s] for r in pairs.rows), pairs.cols)
+        reduced = (c - f[s, None] - g).flatten()
+        best = reduced.topk(min(k, reduced.numel()), largest=False, sorted=False)
+        values = torch.cat([values, best.values])
+        flat = torch.cat([flat, best.indices + s.start * m])
+        if values.numel() > k:
+            values, keep = values.topk(k, largest=False)
+            flat = flat[keep]
+    values, order = values.sort()
+    flat = flat[order]
+    return flat // m, flat % m, values

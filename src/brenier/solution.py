@@ -1,0 +1,244 @@
+"""The answer: values, plan, potentials, map and certificate, all lazy."""
+
+from __future__ import annotations
+
+import enum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._inputs import Kind, float_tensor
+from .adjoint import Adjoint, Envelope
+from .certificate import Certificate, certify
+from .errors import refuse
+from .geometry import Geometry, PointCloud
+from .plan import GibbsPlan, Plan
+from .problem import Problem
+
+__all__ = ["Potentials", "Solution", "Status"]
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value is the message."""
+
+    OPTIMAL = "optimal: the potentials prove it"
+    CONVERGED = "converged: the tolerance was met"
+    MAX_ITER = "stopped at max_iter before the tolerance was met; raise max_iter, tol or epsilon"
+    INTERRUPTED = "stopped by the callback; the plan is the best so far"
+    DIVERGED = "stopped because values left the floating-point range; raise epsilon or use float64"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer can be taken at face value."""
+        return self in (Status.OPTIMAL, Status.CONVERGED)
+
+
+class Potentials:
+    """Dual potentials f (*batch, n) and g (*batch, m), and their extension to new points.
+
+    Unpacks as `f, g = solution.potentials`.
+    """
+
+    def __init__(self, solution: Solution) -> None:
+        self._solution = solution
+        kind, dtype = solution.kind, solution.problem.a.dtype
+        self.f: Any = kind.per_row(solution.f.to(dtype))
+        self.g: Any = kind.per_column(solution.g.to(dtype))
+
+    def __iter__(self) -> Any:
+        return iter((self.f, self.g))
+
+    def __call__(self, x_new: Any) -> Any:
+        """F at new source points (*batch, k, d), by the (soft or hard) c-transform of g."""
+        return self._extend(x_new, source=True)
+
+    def target(self, y_new: Any) -> Any:
+        """G at new target points (*batch, k, d), by the c-transform of f."""
+        return self._extend(y_new, source=False)
+
+    def _extend(self, points: Any, *, source: bool) -> Any:
+        s = self._solution
+        problem, other = (s.problem.detach(), s.g) if source else (s.problem.detach().T, s.f)
+        cloud = s._new_cloud(points, problem.geometry)
+        new, _ = s._transform(problem, other, cloud)
+        if problem.epsilon is not None:
+            new = problem.marginals[0].prox(new, problem.epsilon)
+        return s.kind.array(new)
+
+    def __repr__(self) -> str:
+        return f"Potentials(f={tuple(self.f.shape)}, g={tuple(self.g.shape)})"
+
+
+class Solution:
+    """What `solve` returns. Nothing n x m is formed unless `plan.dense()` is called.
+
+    Attributes:
+        problem: what was solved.
+        stats: how: solver, reason for choosing it, n_iter, seconds, epsilon, marginal_error.
+        status: how it ended (for a batch, the worst of `statuses`).
+        statuses: one status per batch item, flattened.
+        f, g: the potentials as tensors, in the precision the solver worked in.
+
+    Outputs are of the user's kind: torch in, torch out; NumPy in, NumPy out; pandas in, pandas out.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        f: Tensor,
+        g: Tensor,
+        *,
+        statuses: tuple[Status, ...],
+        stats: dict[str, Any],
+        adjoint: Adjoint = Envelope(),
+        kind: Kind = Kind(),
+    ) -> None:
+        self.problem, self._plan, self.f, self.g = problem, plan, f, g
+        self.statuses, self.stats, self.adjoint, self.kind = statuses, stats, adjoint, kind
+
+    # -- how it went -----------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> Status:
+        """The status; for a batch the worst one."""
+        order = list(Status)
+        return max(self.statuses, key=order.index)
+
+    def certify(self) -> Certificate:
+        """Compute the certificate anew, in float64, from the plan and the potentials alone."""
+        return certify(self.problem, self._plan, self.f, self.g)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """Bounds on the unregularised optimum, relative gap and marginal errors; computed when first asked."""
+        return self.certify()
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    @property
+    def value(self) -> Any:
+        """What was minimised: <P, C> + eps KL(P | a ⊗ b) + marginal penalties, (*batch,); differentiable."""
+        value = self._value.to(self.problem.a.dtype)
+        return self.kind.array(self.adjoint.attach(value, self.problem, self._plan, self.f, self.g))
+
+    @cached_property
+    def _marginals(self) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            r = self._plan.row_sums()
+            if isinstance(self._plan, GibbsPlan):  # the last update was that of g, which fixes the columns
+                return r, self.problem.marginals[1].target(self.g, self.problem.b)
+            return r, self._plan.col_sums()
+
+    @cached_property
+    def _value(self) -> Tensor:
+        with torch.no_grad():
+            r, c = (t.double() for t in self._marginals)
+            p = self.problem.detach()
+            a, b = p.a.double(), p.b.double()
+            if p.epsilon is None:
+                total = self._plan.cost().double()
+            else:  # <P, C> + eps KL through the potentials: log(P / ab) = (f + g - C) / eps
+                f, g = self.f.double(), self.g.double()
+                total = torch.where(r > 0, r * f, 0).sum(-1) + torch.where(c > 0, c * g, 0).sum(-1)
+                total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
+            return total + p.marginals[0].penalty(r, a) + p.marginals[1].penalty(c, b)
+
+    @cached_property
+    def linear_value(self) -> Any:
+        """<P, C>, the transport cost of the plan alone, (*batch,)."""
+        with torch.no_grad():
+            return self.kind.array(self._plan.cost().to(self.problem.a.dtype))
+
+    @cached_property
+    def dual_value(self) -> Any:
+        """The dual function at the potentials: a lower bound of the minimum, (*batch,)."""
+        with torch.no_grad():
+            p = self.problem.detach()
+            a, b = p.a.double(), p.b.double()
+            total = p.marginals[0].dual(self.f.double(), a) + p.marginals[1].dual(self.g.double(), b)
+            if p.epsilon is not None:
+                r = self._marginals[0].double()
+                total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
+            return self.kind.array(total.to(self.problem.a.dtype))
+
+    # -- plan, potentials, map -------------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The transport plan, as an operator."""
+        self._plan.kind = self.kind
+        return self._plan
+
+    @cached_property
+    def potentials(self) -> Potentials:
+        """The dual potentials f and g, callable at new points."""
+        return Potentials(self)
+
+    def map(self, x_new: Any = None) -> Any:
+        """Send points to the target cloud, (*batch, k, d).
+
+        For an entropic solution the mean of y under the plan's extension to x_new; for an exact one the y_j whose
+        cell x_new falls into, argmin_j c(x_new, y_j) - g_j. Without x_new, the barycentric projection of the plan.
+
+        Args:
+            x_new: (*batch, k, d) new source points.
+        """
+        if x_new is None:
+            return self.plan.barycentric()
+        problem = self.problem.detach()
+        cloud = self._new_cloud(x_new, problem.geometry)
+        f, index = self._transform(problem, self.g, cloud)
+        y = cloud.y
+        if index is not None:
+            moved = y[index] if y.dim() == 2 else y.gather(-2, index.unsqueeze(-1).expand(*index.shape, y.shape[-1]))
+        else:
+            assert problem.epsilon is not None
+            moved = cloud.apply(f, self._absorbed(problem, self.g), problem.epsilon, y)
+        labels = getattr(x_new, "index", None)
+        return self.kind.points(moved, None if callable(labels) else labels)
+
+    def _new_cloud(self, points: Any, geometry: Geometry) -> PointCloud:
+        if not isinstance(geometry, PointCloud):
+            refuse("new points", "a solution on a PointCloud", f"one on a {type(geometry).__name__}")
+        new = float_tensor(points, "new points").to(geometry.x)
+        return geometry.extend(x=new)
+
+    @staticmethod
+    def _absorbed(problem: Problem, g: Tensor) -> Tensor:
+        assert problem.epsilon is not None
+        epsilon = problem.epsilon.unsqueeze(-1) if problem.epsilon.dim() else problem.epsilon
+        return g.to(problem.b) + epsilon * problem.b.log()
+
+    @staticmethod
+    def _transform(problem: Problem, g: Tensor, cloud: PointCloud) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            if problem.epsilon is None:
+                return cloud.cmin(torch.where(problem.b > 0, g.to(problem.b), -torch.inf))
+            return cloud.softmin(Solution._absorbed(problem, g), problem.epsilon), None
+
+    # -- for people ------------------------------------------------------------------------------------------
+
+    def plot(self, ax: Any = None, *, lines: int = 200) -> Any:
+        """Draw both clouds and the strongest transport lines (the two principal axes beyond two dimensions).
+
+        Args:
+            ax: a matplotlib axes; a new one when None.
+            lines: how many entries of the plan to draw.
+
+        Returns:
+            The axes.
+        """
+        from ._plot import draw_solution
+
+        return draw_solution(self, ax, lines)
+
+    def __repr__(self) -> str:
+        value = self._value
+        shown = f"{float(value):.8g}" if value.dim() == 0 else f"batch {tuple(value.shape)}"
+        return (
+            f"Solution(value={shown}, shape={self.problem.shape}, solver={self.stats.get('solver')!r}, "
+            f"status={self.status.name})"
+        )

@@ -1,0 +1,180 @@
+"""The contract of a solver, and the one driver that runs them all."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._inputs import Kind
+from ..adjoint import Adjoint, Envelope
+from ..errors import NotConverged, NotConvergedWarning, refuse
+from ..plan import Plan
+from ..problem import Problem
+from ..solution import Solution, Status
+
+__all__ = ["Outcome", "Solver", "run"]
+
+State = TypeVar("State")
+
+
+class Outcome(NamedTuple):
+    """What a solver hands over when the loop has ended."""
+
+    plan: Plan
+    f: Tensor
+    g: Tensor
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Solver(ABC, Generic[State]):
+    """A recipe: tolerances and strategy, no data. It never counts, times, prints or warns; the driver does.
+
+    Subclasses are frozen dataclasses with the fields `tol` and `max_iter` where these have a meaning.
+    """
+
+    name: ClassVar[str]
+    max_iter: int = 1
+
+    @abstractmethod
+    def check(self, problem: Problem) -> None:
+        """Raise `InvalidInput` if this solver cannot take the problem."""
+
+    @abstractmethod
+    def init(self, problem: Problem) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State) -> State:
+        """One iteration."""
+
+    @abstractmethod
+    def terminate(self, problem: Problem, state: State) -> tuple[Status, ...] | None:
+        """One status per batch item when all have ended, None to go on."""
+
+    def verdict(self, problem: Problem, state: State) -> tuple[Status, ...]:
+        """One status per batch item when the iterations have run out or the callback has stopped them."""
+        return (Status.MAX_ITER,) * max(1, problem.batch_shape.numel())
+
+    @abstractmethod
+    def error(self, state: State) -> float:
+        """The number that falls to the tolerance, for progress and messages; NaN when unknown."""
+
+    @abstractmethod
+    def finish(self, problem: Problem, state: State) -> Outcome:
+        """The plan and the potentials of a state."""
+
+
+def run(
+    problem: Problem,
+    solver: Solver[Any],
+    *,
+    adjoint: Adjoint = Envelope(),
+    kind: Kind = Kind(),
+    reason: str = "asked for",
+    throw: bool = False,
+    progress: bool = False,
+    callback: Callable[[int, Any], bool | None] | None = None,
+) -> Solution:
+    """Run a solver on a problem and put the answer together.
+
+    Args:
+        problem: what to solve.
+        solver: how.
+        adjoint: which gradients the solution carries.
+        kind: the container of the user.
+        reason: why this solver, for `stats`.
+        throw: raise `NotConverged` instead of warning.
+        progress: show a progress bar.
+        callback: called as `callback(iteration, state)` after each step; a true answer stops the solve.
+
+    Raises:
+        InvalidInput: the solver cannot take the problem.
+        NotConverged: with `throw=True`, when an item of the batch did not end well.
+    """
+    solver.check(problem)
+    start = time.perf_counter()
+    fixed = problem.detach()
+    statuses: tuple[Status, ...] | None = None
+    iteration = 0
+    with torch.no_grad(), _progress(solver, progress) as report:
+        state = solver.init(fixed)
+        while iteration < solver.max_iter:
+            state = solver.step(fixed, state)
+            iteration += 1
+            report(iteration, state)
+            statuses = solver.terminate(fixed, state)
+            if statuses is not None:
+                break
+            if callback is not None and callback(iteration, state):
+                statuses = tuple(s if s.ok else Status.INTERRUPTED for s in solver.verdict(fixed, state))
+                break
+        if statuses is None:
+            statuses = solver.verdict(fixed, state)
+        plan, f, g, stats = solver.finish(fixed, state)
+    stats = {
+        "solver": solver.name,
+        "reason": reason,
+        "n_iter": iteration,
+        "seconds": time.perf_counter() - start,
+        "epsilon": None if fixed.epsilon is None else _number(fixed.epsilon),
+        **stats,
+    }
+    solution = Solution(problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind)
+    if not solution.status.ok:
+        failed = sum(not s.ok for s in statuses)
+        message = f"{solver.name}: {solution.status.value} (after {stats['n_iter']} iterations"
+        error = solver.error(state)
+        message += "" if math.isnan(error) else f", error {error:.3g}"
+        message += f", {failed} of {len(statuses)} problems)." if len(statuses) > 1 else ")."
+        if throw:
+            raise NotConverged(message, solution)
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)
+    return solution
+
+
+def _number(t: Tensor) -> float | list[float]:
+    values: float | list[float] = t.tolist()
+    return values
+
+
+class _progress:
+    """A rich progress bar, or nothing at all."""
+
+    def __init__(self, solver: Solver[Any], show: bool) -> None:
+        self.solver, self.show = solver, show
+
+    def __enter__(self) -> Callable[[int, Any], None]:
+        if not self.show:
+            return lambda iteration, state: None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("error {task.fields[error]:.2e}"),
+            TimeElapsedColumn(),
+            transient=True,
+        )
+        self.bar.start()
+        task = self.bar.add_task(self.solver.name, total=self.solver.max_iter, error=math.nan)
+        return lambda iteration, state: self.bar.update(task, completed=iteration, error=self.solver.error(state))
+
+    def __exit__(self, *exc: object) -> None:
+        if self.show:
+            self.bar.stop()
+
+
+def check_number(name: str, value: float, *, above: float = 0.0) -> None:
+    """Refuse a tolerance or count that is not a finite number above a bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value < math.inf):
+        refuse(name, f"a finite number > {above:g}", repr(value))
