@@ -1,0 +1,1 @@
+"""The forty systems, by the field of their users; `catalogue` lists them."""
