@@ -1,0 +1,1 @@
+"""The inner loops: native, reference and device engines."""
