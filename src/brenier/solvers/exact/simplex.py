@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...errors import PerformanceWarning, refuse
+from ...errors import refuse
 from ...kernels import simplex
+from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
@@ -66,13 +66,8 @@ class NetworkSimplex(Solver[SimplexState]):
         return SimplexState(())
 
     def step(self, problem: Problem, state: SimplexState) -> SimplexState:
-        if self.engine == "auto" and not simplex.native_available():
-            warnings.warn(
-                "brenier was installed without its native engine (no C++ compiler was found): exact transport and "
-                "all pairwise operations run on the slower reference engine. Install a compiler and reinstall.",
-                PerformanceWarning,
-                stacklevel=5,
-            )
+        if self.engine == "auto":
+            warn_without_native()
         n, m = problem.shape
         cost = problem.geometry.to(torch.float64).tile()
         batch = problem.batch_shape
@@ -115,5 +110,5 @@ class NetworkSimplex(Solver[SimplexState]):
             stack([torch.as_tensor(k.mass) for k in r]),
         )
         f, g = stack([torch.as_tensor(k.f) for k in r]), stack([torch.as_tensor(k.g) for k in r])
-        engine = "native" if self.engine != "reference" and simplex.native_available() else "reference"
+        engine = "native" if self.engine != "reference" and native is not None else "reference"
         return Outcome(plan, f, g, {"n_iter": sum(k.n_iter for k in r), "engine": engine})

@@ -1,0 +1,472 @@
+// Primal network simplex for the transportation problem
+//
+//   min <P, C>  over  P >= 0, P 1 = a, P^T 1 = b,    with the dual  max <f, a> + <g, b>  over  f_i + g_j <= c_ij.
+//
+// A basis is a spanning tree on rows and columns. A pivot lets in one arc of negative reduced cost c_ij - f_i - g_j,
+// pushes mass around the cycle that it closes, and lets out an arc that this empties.
+//
+// - Masses are integers, so ties are exact, and the tree stays strongly feasible (Cunningham, 1976: an empty arc
+//   points to the root), so degenerate pivots cannot cycle.
+// - Pivots look at a short list of promising arcs. When it is optimal the whole matrix is priced, what violates
+//   joins the list, and so on until nothing does.
+// - The first duals are those of a smaller problem on a sample of the rows and columns, solved in the same way.
+//   The first tree is greedy for them.
+
+#include "network_simplex.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <numeric>
+
+#include "spanning_tree.hpp"
+
+// One binary for several instruction sets: the loader picks the widest that the processor has.
+#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
+#define BRENIER_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define BRENIER_SIMD_CLONES
+#endif
+
+namespace brenier {
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double rounding = 64 * std::numeric_limits<double>::epsilon();
+
+constexpr Index first_width = 24;     // arcs per line on the first list
+constexpr Index extra_width = 16;     // violators per line that one pricing may add
+constexpr Index list_limit = 128;     // arcs per line above which the list drops its worse half
+constexpr Index block_rows = 256;     // rows of the list that are priced between pivots
+constexpr Index poll_every = 256;     // pivots, or dense rows, between two polls
+constexpr Index sample_share = 4;     // lines of the problem per line of its sample
+constexpr Index sample_least = 512;   // lines below which no sample is taken
+
+// The potential p is f on rows and -g on columns, so the nodes of a subtree move by the same amount. The reduced cost
+// is always computed as (c_ij + p_j) - p_i, so that all who ask get the same number. Rows without mass are skipped,
+// columns without mass have p = inf.
+
+// Least c_ij + p_j of a dense row in each class of columns modulo `classes`.
+BRENIER_SIMD_CLONES
+void class_minima(const double* cost, const double* p, Index m, double* minima, Index classes) {
+  std::fill(minima, minima + classes, infinity);
+  for (Index start = 0; start < m; start += classes) {
+    const Index count = std::min(classes, m - start);
+#pragma omp simd
+    for (Index k = 0; k < count; ++k) minima[k] = std::min(minima[k], cost[start + k] + p[start + k]);
+  }
+}
+
+// Least c_ij + p_j of the listed arcs of a row.
+BRENIER_SIMD_CLONES
+double list_minimum(const double* cost, const Index* cols, Index count, const double* p) {
+  double least = infinity;
+#pragma omp simd reduction(min : least)
+  for (Index k = 0; k < count; ++k) least = std::min(least, cost[k] + p[cols[k]]);
+  return least;
+}
+
+BRENIER_SIMD_CLONES
+void lower_columns(const double* cost, double f, Index m, double* g) {
+#pragma omp simd
+  for (Index j = 0; j < m; ++j) g[j] = std::min(g[j], cost[j] - f);
+}
+
+struct Arc {
+  Index row, col;
+  double reduced;  // its reduced cost when it was listed
+};
+
+// Builds a strongly feasible tree. Each step ships all that one arc can carry, and the line that this exhausts
+// leaves the game as a child of the other. A row may hang on a column by an empty arc, a column may not: so on ties
+// the column leaves, the empty row hangs itself later, and the last column stays as the root.
+class GreedyTree {
+ public:
+  GreedyTree(SpanningTree& tree, const std::vector<Index>& rows, const std::vector<Index>& cols,
+             const Mass* supply, const Mass* demand, Index n, Index m)
+      : tree_(tree), n_(n), lines_(n + m), rows_(static_cast<Index>(rows.size())),
+        cols_(static_cast<Index>(cols.size())), left_(n + m, 0), alive_(n + m, 0) {
+    for (Index i : rows) left_[i] = supply[i], alive_[i] = 1;
+    for (Index j : cols) left_[n + j] = demand[j], alive_[n + j] = 1;
+  }
+
+  bool row_alive(Index i) const { return alive_[i]; }
+  bool col_alive(Index j) const { return alive_[n_ + j]; }
+  bool complete() const { return rows_ + cols_ == 1; }
+
+  // Ship along row i -> column j, both alive; returns the node that leaves.
+  Index ship(Index i, Index j) {
+    const Index column = n_ + j;
+    const Mass flow = std::min(left_[i], left_[column]);
+    left_[i] -= flow;
+    left_[column] -= flow;
+    const bool column_leaves = left_[column] == 0 && cols_ > 1;
+    const Index leaves = column_leaves ? column : i;
+    --(column_leaves ? cols_ : rows_);
+    alive_[leaves] = 0;
+    tree_.hang(leaves, column_leaves ? i : column, flow);
+    return leaves;
+  }
+
+  // Arcs in order of reduced cost; but where a line has one live tight arc left, that one first: from optimal duals
+  // this finds an optimal plan.
+  void ship_in_order(std::vector<Arc> arcs, double tight) {
+    std::sort(arcs.begin(), arcs.end(), [](const Arc& s, const Arc& t) { return s.reduced < t.reduced; });
+    std::size_t count = 0;
+    while (count < arcs.size() && arcs[count].reduced <= tight) ++count;
+
+    std::vector<Index> degree(lines_, 0), start(lines_ + 1, 0), near(2 * count), leaves;
+    for (std::size_t k = 0; k < count; ++k) ++degree[arcs[k].row], ++degree[n_ + arcs[k].col];
+    std::partial_sum(degree.begin(), degree.end(), start.begin() + 1);
+    std::vector<Index> next(start.begin(), start.end() - 1);
+    for (std::size_t k = 0; k < count; ++k) {
+      near[next[arcs[k].row]++] = n_ + arcs[k].col;
+      near[next[n_ + arcs[k].col]++] = arcs[k].row;
+    }
+    for (Index u = 0; u < lines_; ++u)
+      if (degree[u] == 1) leaves.push_back(u);
+
+    auto ship_and_update = [&](Index i, Index j) {
+      const Index gone = ship(i, j);
+      for (Index k = start[gone]; k < start[gone + 1]; ++k)
+        if (alive_[near[k]] && --degree[near[k]] == 1) leaves.push_back(near[k]);
+    };
+    auto strip_leaves = [&] {
+      while (!leaves.empty()) {
+        const Index u = leaves.back();
+        leaves.pop_back();
+        for (Index k = start[u]; alive_[u] && k < start[u + 1]; ++k) {
+          if (!alive_[near[k]]) continue;
+          ship_and_update(std::min(u, near[k]), std::max(u, near[k]) - n_);
+          break;
+        }
+      }
+    };
+    strip_leaves();
+    for (const Arc& arc : arcs) {
+      if (!row_alive(arc.row) || !col_alive(arc.col) || complete()) continue;
+      ship_and_update(arc.row, arc.col);
+      strip_leaves();
+    }
+  }
+
+ private:
+  SpanningTree& tree_;
+  Index n_, lines_, rows_, cols_;
+  std::vector<Mass> left_;
+  std::vector<char> alive_;
+};
+
+class Solver {
+ public:
+  Solver(const TransportProblem& problem, std::int64_t max_iter, const std::function<bool()>& stop)
+      : problem_(problem), max_iter_(max_iter), stop_(stop), n_(problem.n), m_(problem.m),
+        p_(static_cast<std::size_t>(n_) + m_, infinity), least_(n_), tree_(n_, n_ + m_) {
+    for (Index i = 0; i < n_; ++i)
+      if (problem.supply[i] > 0) rows_.push_back(i);
+    for (Index j = 0; j < m_; ++j)
+      if (problem.demand[j] > 0) cols_.push_back(j);
+    lines_ = static_cast<Index>(std::max(rows_.size(), cols_.size()));
+    const double per_row = static_cast<double>(lines_) / static_cast<double>(rows_.size());
+    first_ = static_cast<Index>(std::min<double>(m_, std::ceil(first_width * per_row)));
+    extra_ = static_cast<Index>(std::min<double>(m_, std::ceil(extra_width * per_row)));
+    classes_ = std::max(128, std::min(4 * first_, m_));
+    minima_.resize(classes_);
+  }
+
+  TransportBasis solve() {
+    start();
+    bool optimal = false;
+    for (std::vector<Arc> arcs; pivot_list(); list(arcs)) {
+      refresh_potentials();
+      arcs.clear();
+      if (!price_all(arcs)) break;
+      if ((optimal = arcs.empty())) break;
+      keep_list(arcs);
+    }
+    return result(optimal);
+  }
+
+ private:
+  const double* row_cost(Index i) const { return problem_.cost + static_cast<std::size_t>(i) * m_; }
+  double* p_cols() { return p_.data() + n_; }
+
+  // ------------------------------------------------------------------------------------------------------ start
+
+  void start() {
+    if (problem_.f || problem_.g) {
+      start_duals(problem_.f, problem_.g);
+    } else if (static_cast<Index>(rows_.size() + cols_.size()) < sample_least) {
+      start_duals(nullptr, nullptr);
+    } else {
+      start_duals(nullptr, sample_duals().data());
+    }
+
+    std::vector<Arc> arcs;
+    double scale = 0;
+    for (Index i : rows_) {
+      shortlist(i, first_, infinity, arcs);
+      scale = std::max(scale, std::abs(p_[i]));
+    }
+    GreedyTree greedy(tree_, rows_, cols_, problem_.supply, problem_.demand, n_, m_);
+    greedy.ship_in_order(arcs, rounding * scale);
+
+    // What the list could not place: row by row, the cheapest columns that are left.
+    std::vector<Arc> open;
+    for (Index i : rows_) {
+      if (!greedy.row_alive(i) || greedy.complete()) continue;
+      open.clear();
+      for (Index j : cols_)
+        if (greedy.col_alive(j)) open.push_back({i, j, row_cost(i)[j] + p_cols()[j] - p_[i]});
+      const auto dearer = [](const Arc& s, const Arc& t) { return s.reduced > t.reduced; };
+      std::make_heap(open.begin(), open.end(), dearer);
+      while (greedy.row_alive(i) && !greedy.complete()) {
+        std::pop_heap(open.begin(), open.end(), dearer);
+        greedy.ship(i, open.back().col);
+        open.pop_back();
+      }
+    }
+    for (Index j : cols_)
+      if (greedy.col_alive(j)) tree_.set_root(n_ + j);
+    refresh_potentials();
+    list(arcs);
+  }
+
+  // Feasible duals by c-transforms, from g, else from f, else from zero: each row and column gets a tight arc.
+  void start_duals(const double* f, const double* g) {
+    if (f && !g) {
+      for (Index i : rows_) p_[i] = f[i];
+      transform_columns();
+    } else {
+      for (Index j : cols_) p_cols()[j] = g ? -g[j] : 0.0;
+    }
+    for (Index i : rows_) p_[i] = row_minimum(i);
+    transform_columns();
+  }
+
+  void transform_columns() {
+    std::vector<double> g(m_, infinity);
+    for (Index i : rows_) lower_columns(row_cost(i), p_[i], m_, g.data());
+    for (Index j : cols_) p_cols()[j] = -g[j];
+  }
+
+  // Duals g of the problem on a sample of rows and columns, drawn in proportion to mass; -inf off the sample.
+  std::vector<double> sample_duals() {
+    const Index count = static_cast<Index>(rows_.size() + cols_.size()) / (2 * sample_share);
+    std::vector<Index> rows, cols;
+    std::vector<Mass> supply, demand;
+    sample(rows_, problem_.supply, count, rows, supply);
+    sample(cols_, problem_.demand, count, cols, demand);
+    std::vector<double> cost;
+    cost.reserve(rows.size() * cols.size());
+    for (Index i : rows)
+      for (Index j : cols) cost.push_back(row_cost(i)[j]);
+    const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), static_cast<Index>(cols.size()),
+                                   supply.data(), demand.data()};
+    const TransportBasis basis = Solver(problem, max_iter_, stop_).solve();
+    n_iter_ += basis.n_iter;
+    std::vector<double> g(m_, -infinity);
+    for (std::size_t k = 0; k < cols.size(); ++k) g[cols[k]] = basis.g[k];
+    return g;
+  }
+
+  // Systematic sampling: a unit falls on a line whenever the running total of mass passes a multiple of the step.
+  static void sample(const std::vector<Index>& lines, const Mass* mass, Index count, std::vector<Index>& chosen,
+                     std::vector<Mass>& units) {
+    double total = 0, passed = 0;
+    for (Index u : lines) total += static_cast<double>(mass[u]);
+    Index taken = 0;
+    for (Index u : lines) {
+      passed += static_cast<double>(mass[u]);
+      const Index due = u == lines.back() ? count : std::min(count, static_cast<Index>(passed / total * count + 0.5));
+      if (due == taken) continue;
+      chosen.push_back(u);
+      units.push_back(due - taken);
+      taken = due;
+    }
+  }
+
+  // Potentials afresh from the tree, free of accumulated rounding and centred.
+  void refresh_potentials() {
+    double low = infinity, high = -infinity;
+    tree_.walk_down([&](Index u) {
+      const Index parent = tree_.parent(u);
+      p_[u] = u == tree_.root() ? 0.0
+              : u < n_          ? p_[parent] + row_cost(u)[parent - n_]
+                                : p_[parent] - row_cost(parent)[u - n_];
+      low = std::min(low, p_[u]);
+      high = std::max(high, p_[u]);
+    });
+    const double middle = low + (high - low) / 2;
+    for (Index i : rows_) p_[i] -= middle;
+    for (Index j : cols_) p_cols()[j] -= middle;
+    tolerance_ = rounding * (high - middle);
+  }
+
+  // ---------------------------------------------------------------------------------------------------- pricing
+
+  double row_minimum(Index i) {
+    class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
+    return *std::min_element(minima_.begin(), minima_.end());
+  }
+
+  // Append the arcs of row i with reduced cost up to `limit`, but only about `width` of the least; returns the
+  // least of all. The width-th least class minimum is at least the width-th least entry, and nearly as small, so
+  // only few classes need a second look.
+  double shortlist(Index i, Index width, double limit, std::vector<Arc>& arcs) {
+    const double least = row_minimum(i) - p_[i];
+    if (!(least <= limit)) return least;
+    ranked_ = minima_;
+    std::nth_element(ranked_.begin(), ranked_.begin() + (width - 1), ranked_.end());
+    limit = std::min({limit, ranked_[width - 1] - p_[i], std::numeric_limits<double>::max()});
+    for (Index k = 0; k < std::min(classes_, m_); ++k) {
+      if (!(minima_[k] - p_[i] <= limit)) continue;
+      for (Index j = k; j < m_; j += classes_)
+        if (const double reduced = row_cost(i)[j] + p_cols()[j] - p_[i]; reduced <= limit)
+          arcs.push_back({i, j, reduced});
+    }
+    return least;
+  }
+
+  // Price the whole matrix; false when stopped.
+  bool price_all(std::vector<Arc>& violators) {
+    for (std::size_t k = 0; k < rows_.size(); ++k) {
+      if (k % poll_every == poll_every - 1 && stop_()) return false;
+      // The next number below keeps arcs at the tolerance out, as in pivot_list.
+      least_[rows_[k]] = shortlist(rows_[k], extra_, std::nextafter(-tolerance_, -infinity), violators);
+    }
+    return true;
+  }
+
+  void list(const std::vector<Arc>& arcs) {
+    list_start_.assign(n_ + 1, 0);
+    for (const Arc& arc : arcs) ++list_start_[arc.row + 1];
+    std::partial_sum(list_start_.begin(), list_start_.end(), list_start_.begin());
+    std::vector<std::size_t> next(list_start_.begin(), list_start_.end() - 1);
+    list_cols_.resize(arcs.size());
+    list_cost_.resize(arcs.size());
+    for (const Arc& arc : arcs) {
+      const std::size_t k = next[arc.row]++;
+      list_cols_[k] = arc.col;
+      list_cost_[k] = row_cost(arc.row)[arc.col];
+    }
+  }
+
+  // Append the arcs on the list, or the better of them when the list has grown long.
+  void keep_list(std::vector<Arc>& arcs) {
+    const std::size_t fresh = arcs.size();
+    double sum = 0;
+    for (Index i : rows_)
+      for (std::size_t k = list_start_[i]; k < list_start_[i + 1]; ++k) {
+        arcs.push_back({i, list_cols_[k], list_cost_[k] + p_cols()[list_cols_[k]] - p_[i]});
+        sum += arcs.back().reduced;
+      }
+    const std::size_t old = arcs.size() - fresh;
+    if (old < static_cast<std::size_t>(list_limit) * lines_) return;
+    const double mean = sum / static_cast<double>(old);
+    const auto worse = [mean](const Arc& arc) { return arc.reduced > mean; };
+    arcs.erase(std::remove_if(arcs.begin() + fresh, arcs.end(), worse), arcs.end());
+  }
+
+  // Pivot until no listed arc has a negative reduced cost; false when stopped. Each block of rows offers its best
+  // arc per row, and the best of these pivots until none is left.
+  bool pivot_list() {
+    struct Candidate {
+      Index row, col;
+      double cost;
+    };
+    std::vector<Candidate> candidates;
+    const Index count = static_cast<Index>(rows_.size());
+    Index cursor = 0;
+    for (Index idle = 0; idle < count;) {
+      candidates.clear();
+      const Index end = std::min(count, cursor + block_rows);
+      for (Index r = cursor; r < end; ++r) {
+        const Index i = rows_[r];
+        const double* cost = list_cost_.data() + list_start_[i];
+        const Index* cols = list_cols_.data() + list_start_[i];
+        const Index size = static_cast<Index>(list_start_[i + 1] - list_start_[i]);
+        const double least = list_minimum(cost, cols, size, p_cols());
+        if (!(least - p_[i] < -tolerance_)) continue;
+        Index k = 0;
+        while (k + 1 < size && cost[k] + p_cols()[cols[k]] > least) ++k;
+        candidates.push_back({i, cols[k], cost[k]});
+      }
+      idle += end - cursor;
+      cursor = end == count ? 0 : end;
+      for (;;) {
+        double least = -tolerance_;
+        std::size_t best = 0, kept = 0;
+        for (const Candidate& c : candidates) {
+          const double reduced = c.cost + p_cols()[c.col] - p_[c.row];
+          if (!(reduced < -tolerance_)) continue;
+          if (reduced < least) least = reduced, best = kept;
+          candidates[kept++] = c;
+        }
+        candidates.resize(kept);
+        if (kept == 0) break;
+        if (n_iter_ >= max_iter_) return false;
+        if (n_iter_ >= next_poll_) {
+          if (stop_()) return false;
+          next_poll_ = n_iter_ + poll_every;
+        }
+        tree_.pivot(candidates[best].row, n_ + candidates[best].col, least, p_.data());
+        candidates[best] = candidates.back();
+        candidates.pop_back();
+        ++n_iter_;
+        idle = 0;
+      }
+    }
+    return true;
+  }
+
+  // ----------------------------------------------------------------------------------------------------- result
+
+  TransportBasis result(bool optimal) {
+    TransportBasis basis;
+    basis.n_iter = n_iter_;
+    basis.optimal = optimal;
+    auto add = [&](Index u) {
+      if (u == tree_.root()) return;
+      const Index row = std::min(u, tree_.parent(u)), column = std::max(u, tree_.parent(u));
+      basis.rows.push_back(row);
+      basis.cols.push_back(column - n_);
+      basis.flow.push_back(tree_.flow(u));
+    };
+    for (Index i : rows_) add(i);
+    for (Index j : cols_) add(n_ + j);
+
+    // Lower f by what violates: rounding when optimal, a c-transform of g when stopped before.
+    basis.f.assign(n_, -infinity);
+    basis.g.assign(m_, -infinity);
+    for (Index i : rows_) basis.f[i] = p_[i] + std::min(0.0, optimal ? least_[i] : row_minimum(i) - p_[i]);
+    for (Index j : cols_) basis.g[j] = -p_cols()[j];
+    return basis;
+  }
+
+  const TransportProblem problem_;
+  const std::int64_t max_iter_;
+  const std::function<bool()>& stop_;
+  const Index n_, m_;
+  std::vector<Index> rows_, cols_;   // the lines that have mass
+  Index lines_, first_, extra_, classes_;
+  std::vector<double> p_;            // potentials of rows, then columns
+  std::vector<double> least_;        // least reduced cost per row, when last priced
+  std::vector<double> minima_, ranked_;
+  SpanningTree tree_;
+  std::vector<std::size_t> list_start_;  // the list, row by row
+  std::vector<Index> list_cols_;
+  std::vector<double> list_cost_;
+  double tolerance_ = 0;             // reduced costs above minus this count as zero
+  std::int64_t n_iter_ = 0, next_poll_ = 0;
+};
+
+}  // namespace
+
+TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
+                               const std::function<bool()>& stop) {
+  return Solver(problem, max_iter, stop).solve();
+}
+
+}  // namespace brenier
