@@ -76,7 +76,9 @@ def solve(
     sparse: Annotated[
         bool, typer.Option("--sparse/--dense", help="Write the plan's entries, or the whole matrix.")
     ] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw both clouds and the strongest lines (.png .svg .pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw both clouds and the strongest lines (.png .svg .pdf).")
+    ] = None,
     tol: Annotated[float | None, typer.Option(help="Marginal error to stop at.")] = None,
     max_iter: Annotated[int | None, typer.Option(help="Iteration limit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,

@@ -103,9 +103,7 @@ def _read_numpy(path: Path, weights: str | None) -> tuple[list[str], list[np.nda
     return [*(str(k) for k in range(x.shape[1])), *extra], [*x.T, *extra.values()]
 
 
-def _read_anndata(
-    path: Path, columns: list[str] | None, weights: str | None
-) -> tuple[list[str], list[np.ndarray]]:
+def _read_anndata(path: Path, columns: list[str] | None, weights: str | None) -> tuple[list[str], list[np.ndarray]]:
     adata = need("anndata", "cells", "Reading .h5ad").read_h5ad(path)
     names: list[str] = []
     data: list[np.ndarray] = []

@@ -103,4 +103,3 @@ def write_site(results: Path, out: Path) -> Path:
         write_whole(out / f"{report.slug}.html", render("report", r=report, title=report.title))
     write_whole(out / "index.html", render("index", reports=reports, title="brenier: reports"))
     return out / "index.html"
-

@@ -68,7 +68,9 @@ def network_simplex(
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"expected engine 'auto', 'native' or 'reference', got {engine!r}")
     if engine == "native" and native is None:
-        raise ImportError("the native engine is not built; reinstall brenier with a C++20 compiler, or use engine='reference'")
+        raise ImportError(
+            "the native engine is not built; reinstall brenier with a C++20 compiler, or use engine='reference'"
+        )
     solve = simplex_reference.solve if native is None or engine == "reference" else native.network_simplex
 
     supply, demand, unit = _integer_masses(a, b)

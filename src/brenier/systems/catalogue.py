@@ -72,7 +72,12 @@ CATALOGUE: tuple[System, ...] = (
     ),
     *_wing(
         "medicine",
-        ("dementia-otda", "Dementia-OTDA", "fuse speech and transcript to screen for dementia, calibrated", "2305.16406"),
+        (
+            "dementia-otda",
+            "Dementia-OTDA",
+            "fuse speech and transcript to screen for dementia, calibrated",
+            "2305.16406",
+        ),
         ("motcat", "MOTCat", "match tissue tiles with gene sets to predict survival", "2306.08330"),
         ("otsurv", "OTSurv", "pool slides by transport to prototypes to predict survival", "2506.20741"),
     ),

@@ -298,7 +298,9 @@ def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], lis
         if w.shape != (len(p),):
             refuse(f"weights {i}", f"shape ({len(p)},), one mass for each point", f"shape {w.shape}")
         if not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
-            refuse(f"weights {i}", "finite, nonnegative masses that do not all vanish", f"minimum {w.min()}, sum {w.sum()}")
+            refuse(
+                f"weights {i}", "finite, nonnegative masses that do not all vanish", f"minimum {w.min()}, sum {w.sum()}"
+            )
     return points, [w / w.sum() for w in masses]
 
 
