@@ -1,1 +1,1 @@
-"""The inner loops: native, reference and device engines."""
+"""The inner loops over pairs of points: one interface, several engines."""
