@@ -70,6 +70,6 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.def("network_simplex", &network_simplex, "cost"_a, "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
+  module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
 }

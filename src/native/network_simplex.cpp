@@ -38,6 +38,7 @@ constexpr double rounding = 64 * std::numeric_limits<double>::epsilon();
 constexpr Index first_width = 24;     // arcs per line on the first list
 constexpr Index extra_width = 16;     // violators per line that one pricing may add
 constexpr Index list_limit = 128;     // arcs per line above which the list drops its worse half
+constexpr Index tie_limit = 8;        // times its width that a row may list
 constexpr Index block_rows = 256;     // rows of the list that are priced between pivots
 constexpr Index poll_every = 256;     // pivots, or dense rows, between two polls
 constexpr Index sample_share = 4;     // lines of the problem per line of its sample
@@ -320,7 +321,10 @@ class Solver {
     ranked_ = minima_;
     std::nth_element(ranked_.begin(), ranked_.begin() + (width - 1), ranked_.end());
     limit = std::min({limit, ranked_[width - 1] - p_[i], std::numeric_limits<double>::max()});
-    for (Index k = 0; k < std::min(classes_, m_); ++k) {
+    // Ties could make the list as large as the matrix: a row stops early, and each begins with another class.
+    const std::size_t enough = arcs.size() + tie_limit * static_cast<std::size_t>(width);
+    for (Index step = 0; step < classes_ && arcs.size() < enough; ++step) {
+      const Index k = (i + step) % classes_;
       if (!(minima_[k] - p_[i] <= limit)) continue;
       for (Index j = k; j < m_; j += classes_)
         if (const double reduced = row_cost(i)[j] + p_cols()[j] - p_[i]; reduced <= limit)

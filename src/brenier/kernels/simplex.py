@@ -21,8 +21,8 @@ _UNLIMITED = np.iinfo(np.int64).max
 class SimplexResult(NamedTuple):
     """An exact plan in coordinates, and the duals that prove it."""
 
-    rows: NDArray[np.int32]  # (k,) k <= n + m - 1
-    cols: NDArray[np.int32]  # (k,)
+    rows: NDArray[np.integer]  # (k,) k <= n + m - 1
+    cols: NDArray[np.integer]  # (k,)
     mass: NDArray[np.float64]  # (k,) positive
     f: NDArray[np.float64]  # (n,) f_i + g_j <= cost_ij
     g: NDArray[np.float64]  # (m,)
@@ -59,29 +59,31 @@ def network_simplex(
         The plan, the duals and how they were reached.
 
     Raises:
-        ValueError: The sums of ``a`` and ``b`` differ by more than rounding, or the engine is unknown.
+        ValueError: The sums of ``a`` and ``b`` differ by more than rounding, the shapes do not fit, a given
+            dual is not finite, or the engine is unknown.
         ImportError: The native engine was asked for and is not built.
 
-    Time grows between n m and n m (n + m); memory beyond the cost is O(n + m), with some hundred arcs per line,
-    and a sixteenth of the cost for a smaller problem that finds the first duals.
+    Time grows a little faster than n m in practice. Memory beyond the cost is O(n + m), up to some kilobytes
+    per line, and for a while a sixteenth of the cost, for the smaller problem that finds the first duals.
     """
     if engine not in ("auto", "native", "reference"):
         raise ValueError(f"expected engine 'auto', 'native' or 'reference', got {engine!r}")
     if engine == "native" and native is None:
-        raise ImportError(
-            "the native engine is not built; reinstall brenier with a C++20 compiler, or use engine='reference'"
-        )
+        raise ImportError("the native engine is not built; reinstall with a C++20 compiler, or use engine='reference'")
+    if cost.shape != (len(a), len(b)):
+        raise ValueError(f"expected a cost of shape {(len(a), len(b))}, got {cost.shape}")
+    if not all(dual is None or np.isfinite(dual).all() for dual in (f, g)):
+        raise ValueError("expected finite duals f and g to start from, got NaN or infinity; leave them out")
     solve = simplex_reference.solve if native is None or engine == "reference" else native.network_simplex
 
     supply, demand, unit = _integer_masses(a, b)
     if not supply.any():
-        empty = np.empty(0, np.int32)
-        rows, cols, flow, n_iter, optimal = empty, empty, np.empty(0, np.int64), 0, True
-        f, g = np.full(len(a), -np.inf), np.full(len(b), 0.0)
-    else:
-        rows, cols, flow, f, g, n_iter, optimal = solve(
-            cost, supply, demand, f, g, _UNLIMITED if max_iter is None else max_iter, interrupt
-        )
+        f, g = cost.min(axis=1, initial=np.inf), np.zeros(len(b))
+        empty = np.empty(0, np.int64)
+        return SimplexResult(empty, empty, np.empty(0), f, g, 0, True)
+    rows, cols, flow, f, g, n_iter, optimal = solve(
+        cost, supply, demand, f, g, _UNLIMITED if max_iter is None else max_iter, interrupt
+    )
     used = flow > 0
     rows, cols, flow = rows[used], cols[used], flow[used]
     # A line that ships all its mass along one arc ships exactly its mass.
@@ -95,7 +97,7 @@ def network_simplex(
 def _integer_masses(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-    """Masses as integers of equal sums, and the unit: about 2⁻⁶¹ of the total, or 1 / lcm(n, m) for equal masses."""
+    """Masses as integers of equal sums, and their unit: 2⁻⁶¹ of the total, or 1 / lcm for equal masses."""
     total, other = float(a.sum()), float(b.sum())
     if not abs(total - other) <= 1e-6 * max(total, other):
         raise ValueError(f"expected equal sums of a and b, got {total} and {other}; rescale one of them")
@@ -128,5 +130,5 @@ def _complete_duals(cost: NDArray[np.float64], f: NDArray[np.float64], g: NDArra
     if len(cols):
         g[cols] = np.inf
         for start in range(0, len(f), step):
-            block = slice(start, start + step)
-            g[cols] = np.minimum(g[cols], (cost[block, cols] - f[block, None]).min(axis=0))
+            part = slice(start, start + step)
+            g[cols] = np.minimum(g[cols], (cost[part, cols] - f[part, None]).min(axis=0))

@@ -1,9 +1,9 @@
 """The network simplex in NumPy and Python: slower than the native engine, and the same in its results.
 
-A basis is a spanning tree on rows (nodes 0..n-1) and columns (nodes n..n+m-1); the arc between a node and its parent
-belongs to the node. A potential is f on rows and -g on columns, so the reduced cost is cost_ij - p_i + p_j and the
-nodes of a subtree move by the same amount. The tree is strongly feasible: an empty arc points to the root, so
-degenerate pivots cannot cycle.
+A basis is a spanning tree on rows (nodes 0..n-1) and columns (nodes n..n+m-1); the arc between a node and
+its parent belongs to the node. A potential p is f on rows and -g on columns, so the nodes of a subtree move
+by the same amount; the reduced cost is always computed as (cost_ij + p_j) - p_i, so that all who ask get the
+same number. Every empty arc points to the root (strong feasibility), so degenerate pivots cannot cycle.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class _Tree:
     def pivot(self, row: int, col: int, reduced: float, p: _Float) -> None:
         """Let the arc row -> col in, and move the potentials so that its reduced cost becomes zero."""
         n, parent, size, flow = self.n, self.parent, self.size, self.flow
-        # Climb to the join. Of the arcs that empty first, the last one out, read from the join along the new arc.
+        # Climb to the join. Of the arcs that empty first the last goes out, counted from the join along the
+        # new arc.
         row_path, col_path = [], []
         u, v = row, col
         while u != v:
@@ -65,10 +66,10 @@ class _Tree:
             else:
                 col_path.append(v)
                 v = parent[v]
-        row_out = min((u for u in row_path if u < n), key=flow.__getitem__, default=None)
-        col_out = min((v for v in reversed(col_path) if v >= n), key=flow.__getitem__, default=None)
-        cut_row = col_out is None or (row_out is not None and flow[row_out] < flow[col_out])
-        out, below, above = (row_out, row, col) if cut_row else (col_out, col, row)
+        row_out = min((u for u in row_path if u < n), key=flow.__getitem__, default=-1)
+        col_out = min((v for v in reversed(col_path) if v >= n), key=flow.__getitem__, default=-1)
+        cut_row = col_out < 0 or (row_out >= 0 and flow[row_out] < flow[col_out])
+        out, above = (row_out, col) if cut_row else (col_out, row)
         cut_path, other_path = (row_path, col_path) if cut_row else (col_path, row_path)
         moved = flow[out]
         for u in row_path:
@@ -92,7 +93,7 @@ class _Tree:
 
         # Turn the path from the new arc up to the cut upside down.
         carried, turned = moved, 0
-        for u, up in zip(stem, stem[1:] + [-1]):
+        for u, up in zip(stem, [*stem[1:], -1]):
             if up >= 0:
                 self.children[up].remove(u)
             old_flow, old_size = flow[u], size[u]
@@ -110,7 +111,7 @@ def solve(
     max_iter: int,
     interrupt: Callable[[], bool] | None,
 ) -> tuple[_Int, _Int, _Int, _Float, _Float, int, bool]:
-    """Return the arcs of an optimal tree (rows, cols, flow), the duals, the pivots made, and whether it is optimal.
+    """Return the arcs of the last tree (rows, cols, flow), the duals, the pivots, and whether it is optimal.
 
     Lines without mass take no part; their duals are -inf.
     """
@@ -163,7 +164,7 @@ def solve(
 
 
 def _start_duals(cost: _Float, rows: _Int, cols: _Int, f: _Float | None, g: _Float | None, p: _Float) -> None:
-    """Feasible duals by c-transforms, from g, else from f, else from zero: each row and column gets a tight arc."""
+    """Feasible duals by c-transforms, from g, else from f, else from zero: each line gets a tight arc."""
     n = len(cost)
 
     def transform_columns() -> None:
@@ -184,9 +185,9 @@ def _start_duals(cost: _Float, rows: _Int, cols: _Int, f: _Float | None, g: _Flo
 def _start_tree(cost: _Float, supply: _Int, demand: _Int, rows: _Int, cols: _Int, p: _Float) -> _Tree:
     """Grow a strongly feasible tree, greedy for reduced costs.
 
-    Each step ships all that one arc can carry, and the line that this exhausts leaves the game as a child of the
-    other. A row may hang on a column by an empty arc, a column may not: so on ties the column leaves, the empty row
-    hangs itself later, and the last column stays as the root.
+    Each step ships all that one arc can carry, and the line that this exhausts leaves the game as a child of
+    the other. A row may hang on a column by an empty arc, a column may not: so on ties the column leaves, the
+    empty row hangs itself later, and the last column stays as the root.
     """
     n, m = cost.shape
     tree = _Tree(n, n + m)
@@ -215,8 +216,8 @@ def _start_tree(cost: _Float, supply: _Int, demand: _Int, rows: _Int, cols: _Int
             if degree[u] == 1:
                 leaves.append(u)
 
-    # Arcs in order of reduced cost; but where a line has one live tight arc left, that one first: from optimal duals
-    # this finds an optimal plan.
+    # Arcs in order of reduced cost; but where a line has one live tight arc left, that one first: from
+    # optimal duals this finds an optimal plan.
     width = min(m, -(-_WIDTH * max(len(rows), len(cols)) // len(rows)))
     reduced = np.empty((len(rows), width))
     columns = np.empty((len(rows), width), np.int64)
@@ -255,7 +256,7 @@ def _start_tree(cost: _Float, supply: _Int, demand: _Int, rows: _Int, cols: _Int
 
 
 def _refresh(tree: _Tree, cost: _Float, rows: _Int, cols: _Int, p: _Float) -> float:
-    """Potentials afresh from the tree, free of accumulated rounding and centred; returns the tolerance they deserve."""
+    """Potentials afresh from the tree, free of accumulated rounding, and centred; returns their tolerance."""
     n = tree.n
     p[tree.root] = 0.0
     for u in tree.subtree(tree.root)[1:]:

@@ -421,7 +421,7 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
         refuse("embedding", "plans", "none", "Fit it with keep_plans=True.")
     if not 0 <= i < len(embedding.plans_):
         refuse("i", f"an index in 0..{len(embedding.plans_) - 1}", i)
-    k, m, d = embedding.references_.shape
+    _k, m, _d = embedding.references_.shape
     plans = embedding.plans_[i]
     total, mass = 0.0, 0.0
     for r, plan in enumerate(plans):
