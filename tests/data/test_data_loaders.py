@@ -83,7 +83,7 @@ def test_missing_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setitem(sys.modules, "flowio", None)
     with pytest.raises(ImportError, match=r"needs the package 'flowio'.* pip install 'brenier\[data\]'"):
         data.read_fcs(tmp_path / "toy.fcs")
-    with pytest.raises(ImportError, match="needs flowio"):
+    with pytest.raises(ImportError, match="needs the package 'flowio'"):
         data.yeast_dose_response()  # before anything is fetched
 
 

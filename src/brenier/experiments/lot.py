@@ -215,7 +215,8 @@ def _classification(run: _Run) -> None:
     plane = PCA(2).fit(main[0][0]).transform(main[0][1])
     figure, ax = plt.subplots(figsize=(6, 4.5))
     for speaker in np.unique(y_test):
-        ax.scatter(*plane[y_test == speaker].T, s=12, label=f"speaker {speaker}")
+        points = plane[y_test == speaker]
+        ax.scatter(points[:, 0], points[:, 1], s=12, label=f"speaker {speaker}")
     ax.set(xlabel="principal component 1", ylabel="principal component 2")
     ax.legend(frameon=False, fontsize=8, ncols=3)
     report.figure("speakers", "Test utterances in the plane of the first two LOT components.", figure)
@@ -431,7 +432,7 @@ def _class_references(run: _Run) -> None:
     assert drawn is not None
     figure, axes = plt.subplots(1, len(drawn), figsize=(len(drawn), 1.3))
     for k, ax in enumerate(axes):
-        ax.scatter(*drawn[k].T, s=6)
+        ax.scatter(drawn[k][:, 0], drawn[k][:, 1], s=6)
         ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal", title=str(k))
     report.figure("references", "The class barycentres that serve as references.", figure)
 

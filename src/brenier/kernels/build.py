@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from types import ModuleType
 
 from ..errors import PerformanceWarning
 
-native: ModuleType | None
+
+def _load() -> ModuleType | None:
+    try:
+        return importlib.import_module("brenier._native")
+    except ImportError:
+        return None
+
+
+native = _load()
 """The compiled extension, or None where brenier was installed without a compiler."""
-try:
-    from brenier import _native as native  # type: ignore[attr-defined, no-redef]
-except ImportError:
-    native = None
 
 __all__ = ["native", "warn_without_native"]
 
