@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import refuse
-from ..kernels import reference as kernels
+from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
 
 __all__ = ["Geometry", "Lines", "PairGeometry", "Support"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._inputs import float_tensor, same_place
-from ..costs import Cost, InnerProductCost, as_cost
+from ..costs import Cost, InnerProductCost, Lp, as_cost
 from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
@@ -19,6 +20,14 @@ __all__ = ["PointCloud"]
 
 def _negative_product(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]) -> Tensor:
     return -(rows[0] @ cols[0].mT)
+
+
+_NORMS = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
+
+
+def _kind(ground: Cost) -> str:
+    """The name by which fast engines know a pointwise cost, or nothing."""
+    return _NORMS.get(ground.p, "") if isinstance(ground, Lp) and ground.power == 1 else ""
 
 
 def _pick(points: Tensor, index: Tensor) -> Tensor:
@@ -132,11 +141,11 @@ class PointCloud(PairGeometry):
         x, y = self._centred()
         if isinstance(self.ground, InnerProductCost):
             h, k, u, v = self.ground.factors(x, y)
-            out = Pairs((u,), (v,), _negative_product, self.shape), h, k
+            out = Pairs((u,), (v,), _negative_product, self.shape, "dot"), h, k
         else:
             ground = self.ground
             out = (
-                Pairs((x,), (y,), lambda rows, cols: ground.block(rows[0], cols[0]), self.shape),
+                Pairs((x,), (y,), lambda rows, cols: ground.block(rows[0], cols[0]), self.shape, _kind(ground)),
                 x.detach().new_zeros(x.shape[:-1]),
                 y.detach().new_zeros(y.shape[:-1]),
             )
@@ -182,7 +191,7 @@ class _Transposed(PointCloud):
             return block(cols, rows).mT
 
         swap = _negative_product if block is _negative_product else swapped
-        return Pairs(pairs.cols, pairs.rows, swap, self.shape), c, r
+        return Pairs(pairs.cols, pairs.rows, swap, self.shape, pairs.kind), c, r
 
     def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
         return self._original.cost_at(cols, rows)

@@ -58,6 +58,7 @@ class Pairs(NamedTuple):
     cols: tuple[Tensor, ...]  # each (*batch, m, ·)
     block: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
     shape: tuple[int, int]  # (n, m)
+    kind: str = ""  # "dot", "l1", "l2", "linf": what other engines know as -<u, v> or a norm of u - v
 
 
 def _row_slices(pairs: Pairs, batch: int) -> list[slice]:
