@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import refuse
 
-__all__ = ["Kind", "float_tensor", "kind_of", "plain", "same_place", "weights_tensor"]
+__all__ = ["Kind", "float_tensor", "kind_of", "matrix_kind", "plain", "same_place", "weights_tensor"]
 
 
 def _is_frame(obj: Any) -> bool:
@@ -175,3 +175,10 @@ def kind_of(x: Any, y: Any = None) -> Kind:
         rows: Callable[[Any], Any] = lambda obj: obj.index if _is_frame(obj) else None  # noqa: E731
         return Kind("pandas", rows(x), rows(y), getattr(first, "columns", None))
     return Kind("torch" if isinstance(first, Tensor) or first is None else "numpy")
+
+
+def matrix_kind(cost: Any) -> Kind:
+    """The kind to answer in for a cost matrix; a frame's labels are those of the two sides."""
+    if _is_frame(cost):
+        return Kind("pandas", cost.index, getattr(cost, "columns", None))
+    return kind_of(cost)

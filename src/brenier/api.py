@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, kind_of
+from ._inputs import Kind
 from .adjoint import Adjoint, Envelope
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
@@ -111,7 +111,7 @@ def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
     if isinstance(x, Geometry):
         if y is not None:
             refuse("y", "None, as the geometry holds both sides", type(y).__name__)
-        return Kind(), x
+        return x.kind, x
     if x is None or y is None:
         refuse(
             "x and y",
@@ -121,11 +121,11 @@ def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
         )
     ground = as_cost(cost)
     x, y = _same_columns(x, y)
-    kind = kind_of(x, y)
     if isinstance(ground, GraphGeodesic):
         clouds = PointCloud(x, y)  # reads and checks; its own cost is never evaluated
-        return kind, CostMatrix(ground.matrix(clouds.x, clouds.y).to(clouds.x.device))
-    return kind, PointCloud(x, y, ground)
+        return clouds.kind, CostMatrix(ground.matrix(clouds.x, clouds.y).to(clouds.x.device))
+    cloud = PointCloud(x, y, ground)
+    return cloud.kind, cloud
 
 
 def _same_columns(x: Any, y: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from .._inputs import Kind
 from ..errors import refuse
 from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
@@ -35,6 +36,7 @@ class Geometry(ABC):
 
     shape: tuple[int, int]  # (n, m)
     batch_shape: torch.Size
+    kind: Kind = Kind()  # of what the user handed in
 
     # What a subclass must know
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor
+from .._inputs import float_tensor, matrix_kind
 from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
@@ -36,6 +36,7 @@ class CostMatrix(PairGeometry):
     """
 
     def __init__(self, cost: Any) -> None:
+        self.kind = matrix_kind(cost)
         cost = float_tensor(cost, "cost matrix")
         if cost.dim() < 2:
             refuse("cost matrix", "shape (*batch, n, m)", f"shape {tuple(cost.shape)}")

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor, same_place
+from .._inputs import float_tensor, kind_of, same_place
 from ..costs import Cost, InnerProductCost, Lp, as_cost
 from ..errors import refuse
 from ..kernels.reference import Pairs
@@ -68,6 +68,7 @@ class PointCloud(PairGeometry):
         cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     ) -> None:
         self.ground = as_cost(cost)
+        self.kind = kind_of(x, y)
         x = self._cloud(x, "x")
         y = x if y is None else self._cloud(y, "y")
         same_place(x, "x", y, "y")
