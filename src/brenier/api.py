@@ -15,8 +15,9 @@ from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
 from .problem import Exact, Marginal, Problem, Relative
+from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import Monotone, NetworkSimplex, Sinkhorn, Solver, run
+from .solvers import DualAscent, Monotone, NetworkSimplex, Sinkhorn, Solver, run
 
 __all__ = ["solve"]
 
@@ -26,6 +27,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
+    "dual-ascent": DualAscent,
 }
 
 
@@ -37,6 +39,7 @@ def solve(
     b: Any = None,
     cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     epsilon: float | Relative | Tensor | None = None,
+    regularizer: Regularizer | None = None,
     marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
     solver: str | Solver[Any] = "auto",
     tol: float | None = None,
@@ -60,9 +63,11 @@ def solve(
         a, b: masses (*batch, n) and (*batch, m), nonnegative, of equal total; uniform with total 1 when None.
         cost: a name, a `Cost` or a function of two broadcasting tensors; "sqeuclidean" is ||x - y||^2, without 1/2.
         epsilon: entropic strength in cost units, or `Relative(0.05)` for 0.05 x mean cost; None is exact.
+        regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
+            non-zeros in each column.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
-        solver: "auto", "sinkhorn", "network-simplex", "monotone", or a `Solver`.
-        tol: marginal error relative to the mass; entropic solvers only.
+        solver: "auto", "sinkhorn", "network-simplex", "monotone", "dual-ascent", or a `Solver`.
+        tol: marginal error relative to the mass; solvers of regularised problems only.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -92,7 +97,7 @@ def solve(
         refuse("adjoint", "an Adjoint such as Envelope()", repr(adjoint))
     if generator is not None and not isinstance(generator, torch.Generator):
         refuse("generator", "a torch.Generator or None", type(generator).__name__)
-    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon)
+    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer)
     chosen, reason = _choose(solver, problem)
     chosen = _tuned(chosen, tol, max_iter)
     return run(
@@ -149,6 +154,8 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
         refuse("solver", "one of 'auto', " + ", ".join(map(repr, _SOLVERS)) + " or a Solver", repr(solver))
     if solver != "auto":
         return _SOLVERS[solver](), "asked for"
+    if problem.regularizer is not None:
+        return DualAscent(), "a regularizer was given"
     if problem.epsilon is not None:
         return Sinkhorn(), "an epsilon was given"
     if not problem.balanced:

@@ -16,12 +16,14 @@ from ._fetch import from_debian as from_debian
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
 from ._images import Images as Images
+from ._images import Photographs as Photographs
 from ._images import SplitImages as SplitImages
 from ._images import WeightedClouds as WeightedClouds
 from ._images import digit_clouds as digit_clouds
 from ._images import digits as digits
 from ._images import fashion_mnist as fashion_mnist
 from ._images import image_clouds as image_clouds
+from ._images import photographs as photographs
 from ._images import read_idx as read_idx
 from ._registry import DatasetInfo as DatasetInfo
 from ._registry import dataset as dataset
@@ -37,6 +39,7 @@ __all__ = [
     "DatasetInfo",
     "DoseResponse",
     "Images",
+    "Photographs",
     "SplitImages",
     "Utterances",
     "WeightedClouds",
@@ -55,6 +58,7 @@ __all__ = [
     "info",
     "japanese_vowels",
     "list_datasets",
+    "photographs",
     "preprocess_cytometry",
     "read_fcs",
     "read_idx",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import need
-from ._fetch import DataUnavailable, first_of, from_debian, from_url
+from ._fetch import DataUnavailable, first_of, from_debian, from_pypi, from_url
 from ._registry import dataset
 
 
@@ -30,6 +30,14 @@ class SplitImages(NamedTuple):
     train_labels: NDArray[np.int64]  # (n,)
     test: NDArray[np.uint8]  # (m, height, width)
     test_labels: NDArray[np.int64]  # (m,)
+
+
+class Photographs(NamedTuple):
+    """Colour photographs, as stored (bytes)."""
+
+    astronaut: NDArray[np.uint8]  # (512, 512, 3)
+    chelsea: NDArray[np.uint8]  # (300, 451, 3)
+    coffee: NDArray[np.uint8]  # (400, 600, 3)
 
 
 class WeightedClouds(NamedTuple):
@@ -212,3 +220,41 @@ def fashion_mnist() -> SplitImages:
         parts.append(_parse_idx(raw, name))
     train, train_labels, test, test_labels = parts
     return SplitImages(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64))
+
+
+_PHOTOGRAPHS = [f"skimage/data/{name}.png" for name in Photographs._fields]
+
+
+@dataset(
+    "photographs",
+    source="PyPI scikit-image 0.25.2 (wheel)",
+    licence="CC0 (chelsea, coffee); public domain (astronaut: NASA); BSD-3-Clause (scikit-image)",
+    size="14.8 MB fetched, 1.5 MB kept",
+)
+def photographs() -> Photographs:
+    """Three colour photographs: an astronaut, the cat Chelsea, a cup of coffee.
+
+    Source: the wheel of scikit-image 0.25.2 (`skimage.data`): a portrait of Eileen Collins by NASA (public domain),
+    Chelsea by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0); scikit-image itself is BSD-3-Clause. 14.8 MB
+    fetched, 1.5 MB kept.
+
+    Returns:
+        astronaut (512, 512, 3), chelsea (300, 451, 3) and coffee (400, 600, 3), red, green and blue in bytes.
+
+    Raises:
+        DataUnavailable: when the wheel cannot be had.
+        ImportError: when Pillow is not installed.
+    """
+    image = need("PIL.Image", "data", "This data set")
+    paths = from_pypi(
+        "scikit-image",
+        "0.25.2",
+        filename="scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        sha256="24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641",
+        members=_PHOTOGRAPHS,
+    )
+    pictures = []
+    for member in _PHOTOGRAPHS:
+        with image.open(paths[member]) as picture:
+            pictures.append(np.array(picture.convert("RGB"), dtype=np.uint8))
+    return Photographs(*pictures)

@@ -1,0 +1,1 @@
+"""Systems for people who need other kinds of plans."""
