@@ -86,7 +86,7 @@ class DualAscent(Solver[AscentState]):
     tol: float | None = None
     max_iter: int = 1000
     patience: int = 100
-    tie_tol: float = 1e-6
+    tie_tol: float = 1e-5
     continuation: bool = True
     level_iter: int = 200
     dtype: torch.dtype = torch.float64
