@@ -1,0 +1,198 @@
+"""What users get wrong, and the exact sentence that tells them: expected, got, cure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from brenier import KL, CostMatrix, Exact, Grid, InvalidInput, MissingExtra, PointCloud, Problem, Relative, solve
+from brenier.costs import CallableCost, Euclidean, GraphGeodesic, Lp, Mahalanobis
+from brenier.errors import need
+from brenier.solvers import Halving, Monotone, NetworkSimplex, Sinkhorn
+from problems import cloud, weights
+
+X, Y = cloud(3, 2, 1), cloud(4, 2, 2)
+LINE = cloud(3, 1, 1)
+NAN, INF = float("nan"), float("inf")
+FRAME = pd.DataFrame(X.numpy(), columns=["u", "v"], index=["p", "q", "r"])
+PATH = np.array([[0.0, 1, 0, 0], [1, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 0]])  # node 3 is alone
+GIBBS = solve(X, Y, epsilon=1.0)
+SPARSE = solve(X, Y)
+FRAMED = solve(FRAME, FRAME, epsilon=1.0)
+MATRIX = solve(CostMatrix(torch.eye(3)))
+BATCH = solve(cloud(3, 2, 1, 2), Y, epsilon=1.0)
+
+
+def _frame(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def _cells(*genes: str) -> anndata.AnnData:
+    return anndata.AnnData(np.ones((2, len(genes)), np.float32), var=pd.DataFrame(index=list(genes)))
+
+
+COLUMNS = "x and y: expected frames with the same columns"
+ONE_ONLY = "one of them only. Select the shared columns of both."
+NUMERIC = "Select columns, e.g. frame[['u', 'v']], or convert them."
+IMPUTE = "Drop or impute those rows."
+DTYPE = "Cast one with .to(dtype); float64 is the safe choice."
+NORMALISE = "Normalise both (a / a.sum(), b / b.sum()), or let the masses differ with marginals=KL(rho)."
+SIMPLEX = "Use solver='network-simplex'."
+TENSOR = "Use torch.as_tensor."
+NAMES = "'sqeuclidean', 'euclidean', 'cityblock', 'chebyshev', 'cosine', 'dot'"
+
+# (who is called wrongly, the full message)
+CASES: list[tuple[Callable[[], Any], str]] = []
+
+# -- points
+CASES += [
+    (
+        lambda: solve(X),
+        "x and y: expected two clouds of points, or one geometry, got None. For a cost matrix: solve(CostMatrix(C)).",
+    ),
+    (
+        lambda: solve(None, Y),
+        "x and y: expected two clouds of points, or one geometry, got None. For a cost matrix: solve(CostMatrix(C)).",
+    ),
+    (lambda: solve(X.where(X > 0, NAN), Y), f"x: expected finite coordinates, got NaN or infinity. {IMPUTE}"),
+    (lambda: solve(X, Y + INF), f"y: expected finite coordinates, got NaN or infinity. {IMPUTE}"),
+    (lambda: solve(X[:0], Y), "x: expected at least one point and one coordinate, got shape (0, 2)."),
+    (lambda: solve(X, Y[:, :0]), "y: expected at least one point and one coordinate, got shape (4, 0)."),
+    (lambda: solve([], Y), "x: expected at least one point and one coordinate, got shape (0, 1)."),
+    (lambda: solve(torch.tensor(1.0), Y), "x: expected points of shape (*batch, n, d), got shape ()."),
+    (
+        lambda: solve(X, cloud(4, 3)),
+        "x and y: expected points of one dimension, got x of shape (3, 2) and y of shape "
+        "(4, 3). Give both clouds the same columns.",
+    ),
+    (
+        lambda: solve(cloud(3, 2, 0, 2), cloud(3, 2, 0, 3)),
+        "x and y: expected batch axes that broadcast, got (2,) and (3,).",
+    ),
+    (lambda: solve(X.float(), Y), f"x and y: expected one dtype, got torch.float32 and torch.float64. {DTYPE}"),
+    (lambda: solve(X.long(), Y.float()), f"x and y: expected one dtype, got torch.float64 and torch.float32. {DTYPE}"),
+    (lambda: solve(X > 0, Y), "x: expected an array of real numbers, got dtype torch.bool."),
+    (lambda: solve(X, np.ones((4, 2), bool)), "y: expected an array of real numbers, got dtype bool."),
+    (lambda: solve(X + 1j, Y), "x: expected an array of real numbers, got dtype torch.complex128."),
+    (lambda: solve(X.numpy() * 1j, Y), "x: expected an array of real numbers, got dtype complex128."),
+    (
+        lambda: solve([[1.0, 2.0], [3.0]], Y),
+        "x: expected a rectangular array of numbers, got rows of different lengths.",
+    ),
+    (lambda: solve([["a", "b"]], Y), "x: expected an array of real numbers, got dtype <U1."),
+    (lambda: solve({"u": 1}, Y), "x: expected an array of real numbers, got dtype object."),
+    (lambda: solve("points.csv", Y), "x: expected an array of real numbers, got dtype <U10."),
+    (
+        lambda: solve(X.to_sparse(), Y),
+        "x: expected a dense tensor, got layout torch.sparse_coo. Call .to_dense() first.",
+    ),
+    (lambda: PointCloud(X, [None, 1.0]), "y: expected an array of real numbers, got dtype object."),
+]
+
+# -- frames
+CASES += [
+    (lambda: solve(_frame(u=["a", "b"]), _frame(u=[1.0])), f"x: expected numeric columns, got object. {NUMERIC}"),
+    (lambda: solve(_frame(u=["1.5", "2"]), _frame(u=[1.0])), f"x: expected numeric columns, got object. {NUMERIC}"),
+    (lambda: solve(_frame(u=[1.0]), _frame(u=[True, False])), f"y: expected numeric columns, got bool. {NUMERIC}"),
+    (lambda: solve(_frame(u=pd.to_datetime(["2020-01-01"]), v=[1j]), Y),
+     f"x: expected numeric columns, got complex128, datetime64[ns]. {NUMERIC}"),
+    (lambda: solve(_frame(u=pd.Categorical([1, 2])), _frame(u=[1.0])),
+     f"x: expected numeric columns, got category. {NUMERIC}"),
+    (lambda: solve(_frame(u=pd.array([1, None], dtype="Int64")), _frame(u=[1.0])),
+     f"x: expected finite coordinates, got NaN or infinity. {IMPUTE}"),
+    (lambda: solve(FRAME, FRAME.rename(columns={"v": "w"})), f"{COLUMNS}, got v, w in {ONE_ONLY}"),
+    (lambda: solve(FRAME, FRAME, a=pd.Series([1.0, 1, 1], index=["p", "q", "z"])),
+     "a: expected a Series with the index of x, got one with other labels. Use a.to_numpy() to go by position."),
+    (lambda: solve(FRAME, FRAME, b=pd.Series([0.5, 0.5])),
+     "b: expected a Series with the index of y, got one with other labels. Use b.to_numpy() to go by position."),
+    (lambda: solve(_cells("g", "h"), _cells("g", "k")), f"{COLUMNS}, got h, k in {ONE_ONLY}"),
+]  # fmt: skip
+
+# -- devices
+CASES += [
+    (
+        lambda: solve(X, Y.to("meta")),
+        "x and y: expected tensors on one device, got cpu and meta. Move one with .to('cpu').",
+    ),
+    (lambda: solve(X, Y, a=weights(3).to("meta")), "a: expected a tensor on cpu, got meta. Move it with .to('cpu')."),
+    (lambda: solve(X.to("meta"), Y.to("meta")), "x: expected a tensor with values, got one on the meta device."),
+    (lambda: CostMatrix(X.to("meta")), "cost matrix: expected a tensor with values, got one on the meta device."),
+]
+
+# -- weights
+CASES += [
+    (lambda: solve(X, Y, a=weights(4)), "a: expected 3 weights, one for each point, got shape (4,)."),
+    (lambda: solve(X, Y, b=1.0), "b: expected 4 weights, one for each point, got shape ()."),
+    (lambda: solve(X, Y, a=weights(3)[:, None]), "a: expected 3 weights, one for each point, got shape (3, 1)."),
+    (lambda: solve(X, Y, a=[0.5, 0.7, -0.2]), "a: expected nonnegative weights, got a minimum of -0.2."),
+    (lambda: solve(X, Y, a=[0.5, NAN, 0.5]), "a: expected finite weights, got NaN or infinity."),
+    (lambda: solve(X, Y, b=[INF, 0, 0, 1]), "b: expected finite weights, got NaN or infinity."),
+    (lambda: solve(X, Y, a=[0, 0, 0]), "a: expected positive total mass, got weights that sum to zero."),
+    (
+        lambda: solve(X, Y, a=[1e308] * 3),
+        "a: expected a finite total mass, got NaN or infinity. Normalise: a / a.sum().",
+    ),
+    (lambda: solve(X, Y, a=[True] * 3), "a: expected an array of real numbers, got dtype bool."),
+    (lambda: solve(X, Y, a=["x"] * 3), "a: expected an array of real numbers, got dtype <U1."),
+    (
+        lambda: solve(X, Y, a=[1, 1, 1]),
+        f"a and b: expected equal total masses for exact marginals, got 3 and 1. {NORMALISE}",
+    ),
+    (
+        lambda: solve(X, Y, a=weights(3, 0, 2) * torch.tensor([[1.0], [1.5]]), epsilon=1.0),
+        f"a and b: expected equal total masses for exact marginals, got 1.5 and 1. {NORMALISE}",
+    ),
+    (
+        lambda: solve(cloud(3, 2, 0, 2), Y, a=weights(3, 0, 3)),
+        "a, b and the geometry: expected batch axes that broadcast, got (3,), () and (2,).",
+    ),
+]
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda k: f"{k}-{CASES[k][1].partition(', got')[0]}")
+def test_message(index: int) -> None:
+    call, message = CASES[index]
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    assert str(caught.value) == message
+    assert re.fullmatch(r"[^:]+: expected .+, got .+\.", message), "not in the form: expected, got, cure"
+
+
+def test_unknown_words_are_refused_by_python() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reg'"):
+        solve(X, Y, reg=0.1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        solve(X, Y, weights(3))  # type: ignore[misc]
+
+
+def test_too_many_pairs_for_an_exact_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brenier.api._DENSE_LIMIT", 10)
+    message = (
+        "x and y: expected at most 10 pairs for an exact solve with a cost matrix, got 3 x 4. Give "
+        "epsilon=Relative(0.01), which needs no matrix, or ask for solver='network-simplex' and 0.0 GB."
+    )
+    with pytest.raises(InvalidInput) as caught:
+        solve(X, Y)
+    assert str(caught.value) == message
+
+
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    with pytest.raises(MissingExtra) as caught:
+        need("no_such_module.part", "plot", "The picture")
+    assert str(caught.value) == (
+        "The picture needs the package 'no_such_module', which is not installed. "
+        "Install it with: pip install 'brenier[plot]'"
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+def test_two_devices() -> None:
+    with pytest.raises(InvalidInput, match="expected tensors on one device, got cpu and cuda:0"):
+        solve(X, Y.cuda())
