@@ -155,6 +155,34 @@ CASES += [
     ),
 ]
 
+# -- epsilon and marginals
+CASES += [
+    *((lambda e=e: solve(X, Y, epsilon=e),
+       f"epsilon: expected a positive finite number in cost units, got {e:g}. Use epsilon=None for the exact problem.")
+      for e in (0.0, -1, NAN, INF)),
+    (lambda: solve(X, Y, epsilon="small"),
+     "epsilon: expected a positive number, Relative(fraction) or None, got 'small'."),
+    (lambda: solve(X, Y, epsilon=True), "epsilon: expected a positive number, Relative(fraction) or None, got True."),
+    (lambda: solve(X, Y, epsilon=torch.tensor(1j)),
+     "epsilon: expected an array of real numbers, got dtype torch.complex64."),
+    (lambda: solve(X, Y, epsilon=torch.ones(3)), "epsilon: expected one number or shape (), got shape (3,)."),
+    (lambda: solve(X.float(), Y.float(), epsilon=1e-60),
+     "epsilon: expected a positive finite number in cost units, got 0. Use epsilon=None for the exact problem."),
+    *((lambda r=r: Relative(r), f"Relative: expected a positive finite fraction of the mean cost, got {r!r}.")
+      for r in (0, -0.1, NAN, INF, "a", True, None)),
+    (lambda: solve(X[:1], X[:1], epsilon=Relative(0.1)), "epsilon=Relative(...): expected a positive finite mean cost, "
+                                                         "got 0. Give epsilon as a number in cost units."),
+    *((lambda r=r: KL(r), f"KL rho: expected a positive finite number in cost units, got {r!r}. Use Exact() for a hard "
+                          "one.") for r in (0, -1.0, NAN, INF, "1", True)),
+    (lambda: solve(X, Y, marginals=(Exact(), Exact(), Exact())),
+     "marginals: expected Exact(), KL(rho), or a pair of them, got (Exact(), Exact(), Exact())."),
+    (lambda: solve(X, Y, marginals="exact"), "marginals: expected Exact(), KL(rho), or a pair of them, got 'exact'."),
+    (lambda: Problem.make(PointCloud(X, Y), marginals=(Exact(), 1.0)),
+     "marginals: expected Exact(), KL(rho), or a pair of them, got (Exact(), 1.0)."),
+    (lambda: solve(X, Y, marginals=KL(1.0)),
+     "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
+]  # fmt: skip
+
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda k: f"{k}-{CASES[k][1].partition(', got')[0]}")
 def test_message(index: int) -> None:
     call, message = CASES[index]
@@ -162,6 +190,11 @@ def test_message(index: int) -> None:
         call()
     assert str(caught.value) == message
     assert re.fullmatch(r"[^:]+: expected .+, got .+\.", message), "not in the form: expected, got, cure"
+
+
+def test_negative_mean_cost() -> None:
+    with pytest.raises(InvalidInput, match=r"expected a positive finite mean cost, got -.*Give epsilon as a number"):
+        solve(X, X + 10 * X.sign(), cost="dot", epsilon=Relative(0.1))
 
 
 def test_unknown_words_are_refused_by_python() -> None:
