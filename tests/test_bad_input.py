@@ -183,6 +183,81 @@ CASES += [
      "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
 ]  # fmt: skip
 
+# -- costs
+CASES += [
+    (lambda: solve(X, Y, cost="manhattan"), f"cost: expected one of {NAMES}, a Cost or a function, got 'manhattan'."),
+    (lambda: solve(X, Y, cost=2), "cost: expected a name, a Cost or a function of (x, y), got int."),
+    (lambda: solve(X, Y, cost=Euclidean), "cost: expected a Cost, got the class Euclidean. Make one: Euclidean(...)."),
+    (
+        lambda: solve(X, Y, cost=lambda x, y: (x - y).abs()),
+        "cost function: expected a tensor of shape (3, 4) from x (3, 1, 2) and y (1, 4, 2), got (3, 4, 2). It must "
+        "broadcast over the leading axes and reduce the last one, like (x - y).abs().sum(-1).",
+    ),
+    (
+        lambda: PointCloud(X, Y, CallableCost(lambda x, y: 1.0)).tile(),
+        "cost function: expected a tensor of shape (3, 4) from x (3, 1, 2) and y (1, 4, 2), got float. It must "
+        "broadcast over the leading axes and reduce the last one, like (x - y).abs().sum(-1).",
+    ),
+    (
+        lambda: solve(X, Y, cost=lambda x, y: (x - y).sum(-1).log()),
+        "cost: expected finite values between all pairs, got NaN or infinity. Rescale the points, or mend the cost.",
+    ),
+    (
+        lambda: solve(1e200 * X, Y),
+        "cost: expected finite values between all pairs, got NaN or infinity. Rescale the points, or mend the cost.",
+    ),
+    (
+        lambda: solve(1e200 * LINE, LINE),
+        "cost: expected finite values between all pairs, got NaN or infinity. Rescale the points, or mend the cost.",
+    ),
+    *((lambda p=p: Lp(p), f"Lp p: expected a number >= 1 or math.inf, got {p!r}.") for p in (0.5, NAN, "2")),
+    *((lambda p=p: Lp(2, p), f"Lp power: expected a positive finite number, got {p!r}.") for p in (0, -1, INF, "2")),
+    (
+        lambda: Mahalanobis(torch.ones(2, 3)),
+        "Mahalanobis precision: expected a square matrix (d, d), got shape (2, 3).",
+    ),
+    (
+        lambda: Mahalanobis(torch.ones(0, 0)),
+        "Mahalanobis precision: expected a square matrix (d, d), got shape (0, 0).",
+    ),
+    (
+        lambda: Mahalanobis(torch.tensor([[1.0, 2.0], [0.0, 1.0]])),
+        "Mahalanobis precision: expected a symmetric matrix, got an asymmetric one. Use (M + M.T) / 2.",
+    ),
+    (
+        lambda: Mahalanobis(torch.diag(torch.tensor([1.0, -2.0]))),
+        "Mahalanobis precision: expected no negative eigenvalue, got -2. Add a multiple of the identity.",
+    ),
+    (lambda: Mahalanobis([[NAN]]), "Mahalanobis precision: expected finite entries, got NaN or infinity."),
+    (lambda: Mahalanobis("M"), "Mahalanobis precision: expected an array of real numbers, got dtype <U1."),
+    (
+        lambda: solve(X, Y, cost=Mahalanobis(torch.eye(3))),
+        "Mahalanobis precision: expected shape (2, 2) to match the points, got (3, 3).",
+    ),
+    (lambda: GraphGeodesic(np.ones((2, 3))), "adjacency: expected a square matrix (V, V), got shape (2, 3)."),
+    (lambda: GraphGeodesic("graph"), "adjacency: expected a square matrix (V, V), got str."),
+    (lambda: GraphGeodesic(-PATH), "adjacency: expected nonnegative edge lengths, got -2.0."),
+    (lambda: GraphGeodesic(PATH * 1j), "adjacency: expected real edge lengths, got dtype complex128."),
+    (lambda: GraphGeodesic(PATH, power=0), "GraphGeodesic power: expected a positive finite number, got 0."),
+    (
+        lambda: solve([0, 1], [3], cost=GraphGeodesic(PATH)),
+        "GraphGeodesic: expected every target to be reachable, got no path from node 0 to node 3. Keep one connected "
+        "component, or add a long edge between components.",
+    ),
+    (
+        lambda: solve([0, 7], [1], cost=GraphGeodesic(PATH)),
+        "x with GraphGeodesic: expected node indices in 0..3, got 0..7.",
+    ),
+    (
+        lambda: solve([0.0], [0.5], cost=GraphGeodesic(PATH)),
+        "y with GraphGeodesic: expected whole numbers, the indices of nodes, got 0.5.",
+    ),
+    (
+        lambda: solve(X, Y, cost=GraphGeodesic(PATH)),
+        "x with GraphGeodesic: expected node indices of shape (n,) or (n, 1), got shape (3, 2).",
+    ),
+]
+
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda k: f"{k}-{CASES[k][1].partition(', got')[0]}")
 def test_message(index: int) -> None:
     call, message = CASES[index]
