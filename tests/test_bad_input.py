@@ -183,6 +183,38 @@ CASES += [
      "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
 ]  # fmt: skip
 
+# -- geometries
+CASES += [
+    (lambda: CostMatrix(torch.ones(3)), "cost matrix: expected shape (*batch, n, m), got shape (3,)."),
+    (lambda: CostMatrix(torch.ones(0, 3)), "cost matrix: expected at least one row and one column, got shape (0, 3)."),
+    (lambda: CostMatrix([[NAN]]), "cost matrix: expected finite entries, got NaN or infinity. "
+                                  "Replace forbidden pairs by a large finite cost."),
+    (lambda: CostMatrix("C"), "cost matrix: expected an array of real numbers, got dtype <U1."),
+    (lambda: Grid(), "Grid axes: expected at least one axis, got none."),
+    (lambda: Grid(4, 0), "Grid axis 1: expected at least one node, got 0."),
+    (lambda: Grid(True), "Grid axis 0: expected an array of real numbers, got dtype bool."),
+    (lambda: Grid(3.0), "Grid axis 0: expected a number of nodes or coordinates (N_k,), got shape ()."),
+    (lambda: Grid(2, [[0.0, 1.0]]), "Grid axis 1: expected a number of nodes or coordinates (N_k,), got shape (1, 2)."),
+    (lambda: Grid([0.0, NAN]), "Grid axis 0: expected finite coordinates, got NaN or infinity."),
+    (lambda: Grid(2, torch.arange(3.0)),
+     f"Grid axis 0 and Grid axis 1: expected one dtype, got torch.float64 and torch.float32. {DTYPE}"),
+    (lambda: Grid(2, dtype=torch.int64), "Grid dtype: expected torch.float32 or torch.float64, got torch.int64."),
+    *((lambda p=p: Grid(2, p=p), f"Grid p: expected a finite number >= 1, got {p!r}.") for p in (0.5, NAN, INF, "2")),
+    (lambda: PointCloud(X, Y).softmin(torch.zeros(4), 1.0, 2),
+     "dim: expected 1 (reduce the columns) or 0 (reduce the rows), got 2."),
+    (lambda: PointCloud(X, Y).softmin(torch.zeros(3), 1.0), "h: expected last axis of length 4, got shape (3,)."),
+    (lambda: PointCloud(X, Y).cmin(np.zeros(4)), f"h: expected a tensor, got ndarray. {TENSOR}"),
+    (lambda: PointCloud(X, Y).softmin(torch.zeros(4), 0.0),
+     "epsilon: expected a positive finite number in cost units, got 0.0."),
+    (lambda: Grid(4).softmin(torch.zeros(4), -1),
+     "epsilon: expected a positive finite number in cost units, got -1."),
+    (lambda: PointCloud(X, Y).apply(torch.zeros(3), torch.zeros(3), 1.0, torch.zeros(4)),
+     "g: expected last axis of length 4, got shape (3,)."),
+    (lambda: solve(PointCloud(X, Y), Y), "y: expected None, as the geometry holds both sides, got Tensor."),
+    (lambda: solve(CostMatrix(torch.eye(2)), cost="euclidean"), "cost: expected none, as the geometry holds its own, "
+                                                                "got 'euclidean'. Give it to PointCloud(x, y, cost)."),
+]  # fmt: skip
+
 # -- costs
 CASES += [
     (lambda: solve(X, Y, cost="manhattan"), f"cost: expected one of {NAMES}, a Cost or a function, got 'manhattan'."),
