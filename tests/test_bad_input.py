@@ -290,6 +290,85 @@ CASES += [
     ),
 ]
 
+# -- solvers and options
+CASES += [
+    (
+        lambda: solve(X, Y, solver="magic"),
+        "solver: expected one of 'auto', 'sinkhorn', 'network-simplex', 'monotone' or a Solver, got 'magic'.",
+    ),
+    (
+        lambda: solve(X, Y, solver=3),
+        "solver: expected one of 'auto', 'sinkhorn', 'network-simplex', 'monotone' or a Solver, got 3.",
+    ),
+    (
+        lambda: solve(X, Y, solver="sinkhorn"),
+        "sinkhorn: expected an epsilon, got None. Give epsilon=Relative(0.05), or solver='network-simplex'.",
+    ),
+    (
+        lambda: solve(X, Y, epsilon=0.5, solver="network-simplex"),
+        "network-simplex: expected epsilon=None, got epsilon=0.5. Use solver='sinkhorn'.",
+    ),
+    (
+        lambda: solve(X, Y, marginals=KL(1.0), solver="network-simplex"),
+        "network-simplex: expected exact marginals, got (KL(rho=1.0), KL(rho=1.0)). Give an epsilon for soft ones.",
+    ),
+    (
+        lambda: solve(LINE, LINE, marginals=KL(1.0), solver="monotone"),
+        "monotone: expected exact marginals, got (KL(rho=1.0), KL(rho=1.0)). Give an epsilon for soft ones.",
+    ),
+    (
+        lambda: solve(LINE, LINE, epsilon=0.5, solver="monotone"),
+        "monotone: expected epsilon=None, got epsilon=0.5. Use solver='sinkhorn'.",
+    ),
+    (
+        lambda: solve(X, Y, solver="monotone"),
+        "monotone: expected points on a line (d = 1), got PointCloud(x=(3, 2), y=(4, 2), cost=SqEuclidean(), "
+        f"dtype=torch.float64). {SIMPLEX}",
+    ),
+    (
+        lambda: solve(LINE, LINE, cost="cosine", solver="monotone"),
+        "monotone: expected a cost that is convex in x - y, got Cosine(). Use solver='network-simplex', or "
+        "CallableCost(function, convex_on_line=True).",
+    ),
+    *(
+        (lambda t=t: Sinkhorn(tol=t), f"tol: expected a finite number > 0, got {t!r}.")
+        for t in (0, -1e-3, NAN, True, "a")
+    ),
+    *(
+        (lambda k=k: solve(X, Y, max_iter=k), f"max_iter: expected a positive integer, got {k!r}.")
+        for k in (0, 2.5, "9")
+    ),
+    (lambda: solve(X, Y, tol=-1.0), "tol: expected a positive finite number, got -1.0."),
+    (lambda: Sinkhorn(max_iter=2.5), "max_iter: expected a positive integer, got 2.5."),
+    (lambda: Monotone(max_iter=0), "max_iter: expected a positive integer, got 0."),
+    (lambda: NetworkSimplex(max_iter=True), "max_iter: expected a positive integer, got True."),
+    (lambda: NetworkSimplex(max_pivots=0), "max_pivots: expected a positive integer, got 0."),
+    (lambda: NetworkSimplex(engine="gpu"), "engine: expected 'auto', 'native' or 'reference', got 'gpu'."),
+    (
+        lambda: solve(X, Y, solver=NetworkSimplex(f=torch.zeros(4))),
+        "network-simplex start f: expected last axis of length 3, got shape (4,).",
+    ),
+    (
+        lambda: solve(X, Y, epsilon=1.0, solver=Sinkhorn(g=torch.zeros(3))),
+        "sinkhorn start g: expected last axis of length 4, got shape (3,).",
+    ),
+    (
+        lambda: solve(X, Y, epsilon=1.0, solver=Sinkhorn(f=np.zeros(3))),
+        f"sinkhorn start f: expected a tensor, got ndarray. {TENSOR}",
+    ),
+    (
+        lambda: Sinkhorn(schedule="halving"),
+        "schedule: expected a Schedule such as Halving() or Fixed(), got 'halving'.",
+    ),
+    *(
+        (lambda r=r: Halving(r), f"Halving factor: expected a number in (0, 1), got {r!r}.")
+        for r in (0, 1, 1.5, NAN, "a")
+    ),
+    (lambda: solve(X, Y, adjoint="envelope"), "adjoint: expected an Adjoint such as Envelope(), got 'envelope'."),
+    (lambda: solve(X, Y, generator=0), "generator: expected a torch.Generator or None, got int."),
+    (lambda: solve(X, Y, callback=3), "callback: expected a function of (iteration, state) or None, got 3."),
+]
+
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda k: f"{k}-{CASES[k][1].partition(', got')[0]}")
 def test_message(index: int) -> None:
     call, message = CASES[index]

@@ -14,7 +14,7 @@ from ...kernels import simplex
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_count, check_start
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
@@ -46,8 +46,9 @@ class NetworkSimplex(Solver[SimplexState]):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_pivots is not None:
-            check_number("max_pivots", self.max_pivots)
+            check_count("max_pivots", self.max_pivots)
         if self.engine not in ("auto", "native", "reference"):
             refuse("engine", "'auto', 'native' or 'reference'", repr(self.engine))
 
@@ -61,6 +62,8 @@ class NetworkSimplex(Solver[SimplexState]):
             )
         if not problem.balanced:
             refuse("network-simplex", "exact marginals", str(problem.marginals), "Give an epsilon for soft ones.")
+        check_start("network-simplex start f", self.f, problem.shape[0])
+        check_start("network-simplex start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> SimplexState:
         return SimplexState(())
@@ -75,6 +78,10 @@ class NetworkSimplex(Solver[SimplexState]):
             )
         n, m = problem.shape
         cost = problem.geometry.to(torch.float64).tile()
+        if not torch.isfinite(cost).all():
+            refuse(
+                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
+            )
         batch = problem.batch_shape
         costs = cost.expand(*batch, n, m).reshape(-1, n, m)
         a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
