@@ -369,6 +369,39 @@ CASES += [
     (lambda: solve(X, Y, callback=3), "callback: expected a function of (iteration, state) or None, got 3."),
 ]
 
+# -- plans, potentials and maps
+CASES += [
+    *((lambda s=s: s.plan @ torch.ones(3), "plan @ v: expected v of shape (4) or (4, k), got shape (3,).")
+      for s in (GIBBS, SPARSE)),
+    (lambda: GIBBS.plan @ 1.0, "plan @ v: expected v of shape (4) or (4, k), got shape ()."),
+    (lambda: SPARSE.plan @ torch.ones(2, 4, 1), "plan @ v: expected v of shape (4) or (4, k), got shape (2, 4, 1)."),
+    (lambda: GIBBS.plan.T @ torch.ones(4), "plan @ v: expected v of shape (3) or (3, k), got shape (4,)."),
+    (lambda: BATCH.plan @ torch.ones(4), "plan @ v: expected v of shape (2, 4) or (2, 4, k), got shape (4,)."),
+    (lambda: GIBBS.plan @ "v", "v: expected an array of real numbers, got dtype <U1."),
+    *((lambda k=k: GIBBS.plan.topk(k), f"topk k: expected a positive integer, got {k!r}.") for k in (0, -1, 2.5, True)),
+    *((lambda k=k: SPARSE.plan.entries(max_per_row=k), f"max_per_row: expected a positive integer, got {k!r}.")
+      for k in (0, 1.5)),
+    *((lambda t=t: GIBBS.plan.sparse(threshold=t), f"threshold: expected a finite mass >= 0, got {t!r}.")
+      for t in (-1, NAN, "a")),
+    *((lambda m=m: getattr(BATCH.plan, m)(*([2] if m == "topk" else [])), f"plan.{m}: expected a plan without batch "
+       "axes, got batch (2,). Use plan.dense().") for m in ("topk", "entries", "sparse")),
+    (lambda: MATRIX.plan.barycentric(),
+     "barycentric y: expected target positions (the geometry holds none), got None. Pass y=..."),
+    *((lambda y=y: GIBBS.plan.barycentric(y), "barycentric y: expected shape (*batch, 4, k), one row for each target, "
+       f"got shape {tuple(y.shape)}.") for y in (torch.ones(4), torch.ones(3, 2))),
+    *((lambda s=s: s.map(torch.ones(5, 3)),
+       "new points: expected shape (*batch, k, 2), like the solution's own, got shape (5, 3).")
+      for s in (GIBBS, SPARSE)),
+    (lambda: GIBBS.potentials(torch.full((1, 2), NAN)),
+     f"new points: expected finite coordinates, got NaN or infinity. {IMPUTE}"),
+    (lambda: SPARSE.potentials.target(["a", "b"]), "new points: expected an array of real numbers, got dtype <U1."),
+    (lambda: MATRIX.map(torch.ones(5, 3)),
+     "new points: expected a solution on a PointCloud, got one on a CostMatrix."),
+    (lambda: FRAMED.map(FRAME.rename(columns={"u": "w"})),
+     "new points: expected the columns of the solution's own points, got a frame without u."),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda k: f"{k}-{CASES[k][1].partition(', got')[0]}")
 def test_message(index: int) -> None:
     call, message = CASES[index]
@@ -376,6 +409,11 @@ def test_message(index: int) -> None:
         call()
     assert str(caught.value) == message
     assert re.fullmatch(r"[^:]+: expected .+, got .+\.", message), "not in the form: expected, got, cure"
+
+
+def test_there_are_enough() -> None:
+    assert len(CASES) >= 60
+    assert issubclass(InvalidInput, ValueError)
 
 
 def test_negative_mean_cost() -> None:
