@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor
+from .._inputs import check_finite, float_tensor, is_real, same_place
 from ..errors import refuse
 from ..kernels import reference as kernels
 from ..kernels.reference import Pairs
@@ -48,19 +50,23 @@ class Grid(Geometry):
     ) -> None:
         if not axes:
             refuse("Grid axes", "at least one axis", "none")
-        if not p >= 1:
-            refuse("Grid p", "a number >= 1", p)
-        coordinates = []
+        if not (is_real(p) and 1 <= p < math.inf):
+            refuse("Grid p", "a finite number >= 1", repr(p))
+        if dtype not in (torch.float32, torch.float64):
+            refuse("Grid dtype", "torch.float32 or torch.float64", dtype)
+        coordinates: list[Tensor] = []
         for k, axis in enumerate(axes):
-            if isinstance(axis, int):
+            if isinstance(axis, Integral) and not isinstance(axis, bool):
                 if axis < 1:
                     refuse(f"Grid axis {k}", "at least one node", axis)
-                coordinates.append(torch.arange(axis, dtype=dtype, device=device))
+                coordinates.append(torch.arange(int(axis), dtype=dtype, device=device))
             else:
                 values = float_tensor(axis, f"Grid axis {k}")
                 if values.dim() != 1 or values.numel() == 0:
-                    refuse(f"Grid axis {k}", "coordinates of shape (N_k,)", f"shape {tuple(values.shape)}")
+                    refuse(f"Grid axis {k}", "a number of nodes or coordinates (N_k,)", f"shape {tuple(values.shape)}")
+                check_finite(values, f"Grid axis {k}", "finite coordinates")
                 coordinates.append(values)
+            same_place(coordinates[0], "Grid axis 0", coordinates[k], f"Grid axis {k}")
         self.p = float(p)
         self._set(*coordinates)
 
@@ -96,6 +102,7 @@ class Grid(Geometry):
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         self._along(dim)
         self._check_potential(h, self.shape[1])
+        self._check_epsilon(epsilon)
         return self._separable_softmin(h, epsilon, self._axis_costs())
 
     def _separable_softmin(self, h: Tensor, epsilon: float | Tensor, costs: list[Tensor]) -> Tensor:
@@ -139,9 +146,11 @@ class Grid(Geometry):
             column = v[..., k]
             total = torch.zeros_like(f)
             for sign in (1, -1):
-                part = (sign * column).clamp(min=0)
+                part = sign * column
                 if bool((part > 0).any()):
-                    soft = self.softmin(g + per_line * part.log(), eps)
+                    # far below every other entry, yet finite: -inf would make the derivatives NaN
+                    log = torch.where(part > 0, torch.where(part > 0, part, 1).log(), -1e30)
+                    soft = self.softmin(g + per_line * log, eps)
                     total = total + sign * ((f - soft) / per_line).exp()
             columns.append(total)
         out = torch.stack(columns, -1)

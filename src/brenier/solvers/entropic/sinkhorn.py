@@ -13,7 +13,7 @@ from ...errors import refuse
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_number, check_start
 from .relaxation import OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 
@@ -65,16 +65,17 @@ class Sinkhorn(Solver[SinkhornState]):
     g: Tensor | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tol is not None:
             check_number("tol", self.tol)
-        check_number("max_iter", self.max_iter)
+        if not isinstance(self.schedule, Schedule):
+            refuse("schedule", "a Schedule such as Halving() or Fixed()", repr(self.schedule))
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
-        for name, start, size in (("f", self.f, problem.shape[0]), ("g", self.g, problem.shape[1])):
-            if start is not None and (start.dim() == 0 or start.shape[-1] != size):
-                refuse(f"sinkhorn start {name}", f"last axis of length {size}", f"shape {tuple(start.shape)}")
+        check_start("sinkhorn start f", self.f, problem.shape[0])
+        check_start("sinkhorn start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
@@ -135,10 +136,12 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         line = eps.unsqueeze(-1) if eps.dim() else eps
-        if not state.tight:  # stopped between two plain steps
-            soft = problem.geometry.softmin(state.f + line * log_weights(problem.a), eps, dim=0)
-            state = state._replace(g=problem.marginals[1].prox(soft, eps))
-        F = state.f + line * log_weights(problem.a)
-        G = state.g + line * log_weights(problem.b)
+        log_a = log_weights(problem.a)
+        g = state.g
+        if not state.tight or bool((state.level != eps).any()):
+            # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
+            g = problem.marginals[1].prox(problem.geometry.softmin(state.f + line * log_a, eps, dim=0), eps)
+        F = state.f + line * log_a
+        G = g + line * log_weights(problem.b)
         stats: dict[str, Any] = {"marginal_error": float(state.error.max())}
-        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, state.g, stats)
+        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, g, stats)
