@@ -63,7 +63,7 @@ def _native(pairs: Pairs, *others: Tensor | float, grad: bool = True) -> bool:
         native.available()
         and pairs.kind in native.KINDS
         and first.dtype in native.DTYPES
-        and all(t.dtype == first.dtype and t.device.type == "cpu" for t in tensors)
+        and all(t.dtype == first.dtype and t.is_cpu for t in tensors)
         and (not wanted or (grad and pairs.kind == "dot"))
     )
     if choice == "native" and not serves:
