@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "pairwise.hpp"
@@ -27,7 +28,7 @@ namespace {
 using std::int64_t;
 
 constexpr double kLn2 = 0.693147180559945309417232121458;
-constexpr double kInfinity = __builtin_huge_val();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a second-level cache
 constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
 constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache

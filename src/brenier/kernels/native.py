@@ -346,6 +346,4 @@ def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 torch.library.register_autograd("brenier::softmin", _softmin_backward, setup_context=_save_softmin, lib=_library)
 torch.library.register_autograd("brenier::cmin", _cmin_backward, setup_context=_save_cmin, lib=_library)
 torch.library.register_autograd("brenier::apply", _apply_backward, setup_context=_save, lib=_library)
-torch.library.register_autograd(
-    "brenier::weighted_apply", _weighted_apply_backward, setup_context=_save, lib=_library
-)
+torch.library.register_autograd("brenier::weighted_apply", _weighted_apply_backward, setup_context=_save, lib=_library)
