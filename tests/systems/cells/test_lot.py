@@ -598,6 +598,12 @@ GOOD = [normal(12, 2), normal(15, 2, seed=1)]
         ({"n_reference": True}, "n_reference: expected an integer >= 1, got True."),
         ({"n_refine": -1}, "n_refine: expected an integer >= 0, got -1."),
         ({"n_jobs": 0}, "n_jobs: expected an integer >= 1, got 0."),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1."),
+        ({"seed": None}, "seed: expected an integer >= 0, got None."),
+        (
+            {"solver": "sinkhorn", "epsilon": 0.0},
+            "epsilon: expected a positive finite number in cost units, got 0. Use epsilon=None for the exact problem.",
+        ),
         ({"solver": "emd"}, "solver: expected 'exact' or 'sinkhorn', got 'emd'."),
         (
             {"reference": "kmeans"},

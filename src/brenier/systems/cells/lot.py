@@ -188,7 +188,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
     # -- how it is done --------------------------------------------------------------------------------------
 
     def _check_options(self) -> None:
-        for name, least in (("n_reference", 1), ("n_refine", 0), ("n_jobs", 1)):
+        for name, least in (("n_reference", 1), ("n_refine", 0), ("seed", 0), ("n_jobs", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 refuse(name, f"an integer >= {least}", repr(value))
@@ -248,9 +248,10 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
 
     def _map_all(self, reference: Array, points: list[Array], masses: list[Array]) -> list[tuple[Array, Plan]]:
         start = torch.from_numpy(reference)
+        soft = Relative(0.01) if self.epsilon is None else self.epsilon
 
         def one(x: Array, b: Array) -> tuple[Array, Plan]:
-            epsilon = None if self.solver == "exact" else (self.epsilon or Relative(0.01))
+            epsilon = None if self.solver == "exact" else soft
             solver = "network-simplex" if self.solver == "exact" else "sinkhorn"
             # mass-preserving and of the same size as w: sums to one
             plan = solve(start, torch.from_numpy(x), b=torch.from_numpy(b), epsilon=epsilon, solver=solver).plan
