@@ -170,6 +170,8 @@ def test_containers_and_dtypes_do_not_matter() -> None:
     expected = LOTEmbedding(9).fit_transform(clouds)
     for convert in (lambda c: c.astype(int), torch.from_numpy, np.asfortranarray, np.ndarray.tolist):
         np.testing.assert_allclose(LOTEmbedding(9).fit_transform([convert(c) for c in clouds]), expected, atol=1e-12)
+    learnt = [torch.tensor(c, requires_grad=True) for c in clouds]
+    np.testing.assert_allclose(LOTEmbedding(9).fit_transform(learnt), expected, atol=1e-12)
     assert LOTEmbedding(9).fit_transform([c.astype(np.float32) for c in clouds]).dtype == np.float64
     assert LOTEmbedding(9).fit_transform(np.stack([c[:15] for c in clouds])).shape == (4, 27)
 
@@ -610,8 +612,12 @@ GOOD = [normal(12, 2), normal(15, 2, seed=1)]
             "reference: expected one of 'gaussian', 'subset', 'barycenter', 'class_barycenters' or an array (m, d), "
             "got 'kmeans'.",
         ),
-        ({"reference": normal(4, 3)}, "reference: expected a finite array (m, 2), got shape (4, 3)."),
-        ({"reference": normal(4)}, "reference: expected a finite array (m, 2), got shape (4,)."),
+        ({"reference": normal(4, 3)}, "reference: expected an array (m, 2), m >= 1, got shape (4, 3)."),
+        ({"reference": normal(4)}, "reference: expected an array (m, 2), m >= 1, got shape (4,)."),
+        ({"reference": normal(0, 2)}, "reference: expected an array (m, 2), m >= 1, got shape (0, 2)."),
+        ({"reference": [[0.0, np.nan]]}, "reference: expected finite coordinates, got NaN or infinity."),
+        ({"reference": [["a", "b"]]}, "reference: expected an array of real numbers, got dtype <U1."),
+        ({"reference": None}, "reference: expected an array of real numbers, got dtype object."),
         ({"reference": "class_barycenters"}, "y: expected classes, for reference='class_barycenters', got None."),
         ({"reference": "subset", "n_reference": 28}, "n_reference: expected at most the 27 pooled points, got 28."),
         (
@@ -634,6 +640,10 @@ def test_wrong_number_of_classes() -> None:
     ("clouds", "weights", "message"),
     [
         ([], None, "clouds: expected at least one cloud, got none."),
+        (None, None, "clouds: expected a list of arrays, got NoneType."),
+        (iter(GOOD), None, "clouds: expected a list of arrays, got list_iterator."),
+        (GOOD, 3.0, "weights: expected a list of arrays, got float."),
+        ([normal(3, 0)], None, "clouds: expected arrays (n_i, d) of one dimension d, got trailing shapes [(0,)]."),
         (
             normal(5, 2),
             None,

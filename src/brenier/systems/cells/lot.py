@@ -203,9 +203,11 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
 
     def _choose_references(self, points: list[Array], masses: list[Array], y: Any) -> Array:
         if not isinstance(self.reference, str):
-            given = np.asarray(self.reference, dtype=np.float64)
-            if given.ndim != 2 or given.shape[1] != self.n_features_in_ or not np.isfinite(given).all():
-                refuse("reference", f"a finite array (m, {self.n_features_in_})", f"shape {given.shape}")
+            given = _array(self.reference, "reference")
+            if given.ndim != 2 or given.shape[1] != self.n_features_in_ or len(given) == 0:
+                refuse("reference", f"an array (m, {self.n_features_in_}), m >= 1", f"shape {given.shape}")
+            if not np.isfinite(given).all():
+                refuse("reference", "finite coordinates", "NaN or infinity")
             return given[None]
         if self.reference == "class_barycenters":
             if y is None:
@@ -274,15 +276,22 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         return T.reshape(len(T), -1)
 
 
+def _array(values: Any, name: str) -> Array:
+    return np.asarray(float_tensor(values, name).detach().double().cpu())
+
+
 def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], list[Array]]:
     """Check clouds and masses; masses are normalised."""
     if isinstance(clouds, np.ndarray) and clouds.ndim == 2:
         refuse("clouds", "a list of clouds (n_i, d)", f"one array of shape {clouds.shape}", "Wrap it in a list.")
+    for name, given in (("clouds", clouds), ("weights", weights)):
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")) and (name, given) != ("weights", None):
+            refuse(name, "a list of arrays", type(given).__name__)
     if len(clouds) == 0:
         refuse("clouds", "at least one cloud", "none")
-    points = [float_tensor(c, f"cloud {i}").double().numpy() for i, c in enumerate(clouds)]
+    points = [_array(c, f"cloud {i}") for i, c in enumerate(clouds)]
     dims = {p.shape[1] if p.ndim == 2 else None for p in points}
-    if None in dims or len(dims) != 1:
+    if None in dims or 0 in dims or len(dims) != 1:
         shapes = sorted({p.shape[1:] for p in points})
         refuse("clouds", "arrays (n_i, d) of one dimension d", f"trailing shapes {shapes}")
     for i, p in enumerate(points):
@@ -294,7 +303,7 @@ def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], lis
         return points, [np.full(len(p), 1 / len(p)) for p in points]
     if len(weights) != len(points):
         refuse("weights", f"one array for each of the {len(points)} clouds", len(weights))
-    masses = [float_tensor(w, f"weights {i}").double().numpy() for i, w in enumerate(weights)]
+    masses = [_array(w, f"weights {i}") for i, w in enumerate(weights)]
     for i, (p, w) in enumerate(zip(points, masses)):
         if w.shape != (len(p),):
             refuse(f"weights {i}", f"shape ({len(p)},), one mass for each point", f"shape {w.shape}")
