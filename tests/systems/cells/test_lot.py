@@ -512,6 +512,15 @@ def test_plans_are_those_of_the_clouds_last_transformed() -> None:
     assert [plans[0].shape for plans in embedding.plans_] == [(9, len(c)) for c in clouds[:2]]
 
 
+def test_a_new_fit_forgets_the_last_one() -> None:
+    clouds, y = cohort(6)
+    embedding = LOTEmbedding(9, "class_barycenters", keep_plans=True).fit(clouds, y)
+    embedding.set_params(reference="gaussian", keep_plans=False).fit(clouds)
+    assert not hasattr(embedding, "classes_")
+    with pytest.raises(InvalidInput, match="expected plans, got none"):
+        cell_scores(embedding, 0, normal(27))
+
+
 # -- scikit-learn --------------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         need("sklearn.utils.validation", "cells", "Linearised optimal transport").check_is_fitted(self, "references_")
 
     def _choose_references(self, points: list[Array], masses: list[Array], y: Any) -> Array:
+        self.__dict__.pop("classes_", None)
         if not isinstance(self.reference, str):
             given = _array(self.reference, "reference")
             if given.ndim != 2 or given.shape[1] != self.n_features_in_ or len(given) == 0:
@@ -244,6 +245,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
     def _project(self, points: list[Array], masses: list[Array]) -> Array:
         """T of each cloud over all references, (N, k m, d)."""
         per_reference = [self._map_all(r, points, masses) for r in self.references_]
+        self.__dict__.pop("plans_", None)
         if self.keep_plans:
             self.plans_ = [[plan for _, plan in of_cloud] for of_cloud in zip(*per_reference)]
         return np.stack([np.concatenate([t for t, _ in of_cloud]) for of_cloud in zip(*per_reference)])
@@ -285,7 +287,9 @@ def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], lis
     if isinstance(clouds, np.ndarray) and clouds.ndim == 2:
         refuse("clouds", "a list of clouds (n_i, d)", f"one array of shape {clouds.shape}", "Wrap it in a list.")
     for name, given in (("clouds", clouds), ("weights", weights)):
-        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")) and (name, given) != ("weights", None):
+        if given is None and name == "weights":
+            continue
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             refuse(name, "a list of arrays", type(given).__name__)
     if len(clouds) == 0:
         refuse("clouds", "at least one cloud", "none")
