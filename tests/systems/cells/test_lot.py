@@ -484,6 +484,13 @@ def test_cell_scores_follow_the_formula() -> None:
         np.testing.assert_allclose(cell_scores(embedding, i, coef), expected, atol=1e-12)
 
 
+def test_cells_without_mass_have_no_score() -> None:
+    clouds, _ = cohort(3)
+    embedding = LOTEmbedding(9, keep_plans=True)
+    embedding.fit(clouds, weights=[np.r_[0.0, np.ones(len(c) - 1)] for c in clouds])
+    assert np.flatnonzero(np.isnan(cell_scores(embedding, 0, normal(27)))).tolist() == [0]
+
+
 def test_importance_follows_the_formula_and_averages_classes() -> None:
     clouds, _ = cohort(5)
     embedding = LOTEmbedding(9)

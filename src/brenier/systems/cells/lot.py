@@ -418,7 +418,7 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
 
     score(x) = sum_j P_i(j, x) <B_j, T_i(j) - mean_k T_k(j)> / sum_j P_i(j, x): a cell inherits the scores of the
     reference points it is coupled to. The sign tells which side of the decision it argues for; the mean is over the
-    training clouds.
+    training clouds. Cells without mass have no score: NaN.
 
     Args:
         embedding: fitted with `keep_plans=True`; its plans are those of the clouds last transformed.
@@ -437,11 +437,11 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
         refuse("i", f"an index in 0..{len(embedding.plans_) - 1}", i)
     _k, m, _d = embedding.references_.shape
     plans = embedding.plans_[i]
-    total, mass = 0.0, 0.0
+    total = mass = np.zeros(plans[0].shape[1])
     for r, plan in enumerate(plans):
         rows = slice(r * m, (r + 1) * m)
         T = plan.barycentric().numpy()
         inherited = (B[0, rows] * (T - embedding.mean_[rows])).sum(-1)
         total = total + (plan.T @ torch.from_numpy(inherited)).numpy()
         mass = mass + plan.T.row_sums().numpy()
-    return np.asarray(total / mass)
+    return np.divide(total, mass, out=np.full(len(mass), np.nan), where=mass > 0)
