@@ -759,9 +759,37 @@ def test_bad_clouds_and_weights(clouds: Any, weights: Any, message: str) -> None
         ),
         (
             lambda e: lot_barycenter(normal(3, 8), [0.5, 0.5, 0.5]),
-            "lambdas: expected weights that sum to 1, got 1.5. Divide by the sum.",
+            "lambdas: expected weights that sum to 1, got a sum of 1.5. Divide by the sum.",
         ),
-        (lambda e: sample_within_class(normal(3, 8), [0, 1], 2), "y: expected 3 classes, got shape (2,)."),
+        (
+            lambda e: lot_barycenter(normal(2, 8), [[0.5, 0.5], [0.2, 0.2]]),
+            "lambdas: expected weights that sum to 1, got a sum of 0.4. Divide by the sum.",
+        ),
+        (
+            lambda e: lot_barycenter(normal(2, 8), [0.5, np.nan]),
+            "lambdas: expected weights that sum to 1, got a sum of nan. Divide by the sum.",
+        ),
+        (
+            lambda e: sample_within_class(normal(3, 8), [0, 1], 2),
+            "Z and y: expected shapes (N, p) and (N,), got (3, 8) and (2,).",
+        ),
+        (lambda e: sample_within_class(normal(3, 8), [0, 1, 1], 0), "n: expected an integer >= 1, got 0."),
+        (
+            lambda e: sample_within_class(normal(3, 8), [0, 1, 1], 2, n_parents=0),
+            "n_parents: expected an integer >= 1, got 0.",
+        ),
+        (
+            lambda e: combine(normal(8), normal(2, 4)),
+            "Z_a, Z_b and Z_control: expected embeddings of one length, got 8, 4.",
+        ),
+        (
+            lambda e: e.displacement(normal(8), normal(7)),
+            "Z: expected features of shape (N, 8), got shape (1, 7).",
+        ),
+        (
+            lambda e: cell_scores(e.set_params(keep_plans=True).fit(GOOD), 0.0, normal(8)),
+            "i: expected an index in 0..1, got 0.0.",
+        ),
     ],
 )
 def test_bad_calls(use: Any, message: str) -> None:

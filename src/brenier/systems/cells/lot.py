@@ -176,7 +176,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
 
     def displacement(self, z_from: ArrayLike, z_to: ArrayLike) -> Array:
         """How each region moves between two clouds, T_to(j) - T_from(j), (k m, d)."""
-        start, end = self.inverse_transform(np.stack([np.asarray(z_from), np.asarray(z_to)]))
+        (start,), (end,) = (self.inverse_transform(np.atleast_2d(np.asarray(z))) for z in (z_from, z_to))
         return end - start
 
     def set_output(self, *, transform: str | None = None) -> Self:
@@ -334,8 +334,10 @@ def lot_barycenter(
     Z, lambdas = np.asarray(Z, dtype=np.float64), np.asarray(lambdas, dtype=np.float64)
     if Z.ndim != 2 or lambdas.shape[-1:] != (len(Z),):
         refuse("lambdas", f"{len(Z)} weights, one for each embedding", f"shape {lambdas.shape}")
-    if not np.allclose(lambdas.sum(-1), 1, atol=1e-8):
-        refuse("lambdas", "weights that sum to 1", f"{float(lambdas.sum(-1).max()):.6g}", "Divide by the sum.")
+    sums = np.atleast_1d(lambdas.sum(-1))
+    if not np.allclose(sums, 1, atol=1e-8):
+        worst = float(sums.flat[np.argmax(np.abs(sums - 1))])  # NaN counts as largest
+        refuse("lambdas", "weights that sum to 1", f"a sum of {worst:.6g}", "Divide by the sum.")
     if (lambdas < 0).any():
         warnings.warn("negative weights extrapolate: the decoded cloud may be implausible", UserWarning, stacklevel=2)
     return lambdas @ Z
@@ -355,10 +357,16 @@ def sample_within_class(
 
     Returns:
         (n_classes n, p) embeddings and their classes.
+
+    Raises:
+        InvalidInput: shapes that do not fit, or counts below 1.
     """
+    for name, count in (("n", n), ("n_parents", 1 if n_parents is None else n_parents)):
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            refuse(name, "an integer >= 1", repr(count))
     Z, y = np.asarray(Z, dtype=np.float64), np.asarray(y)
-    if y.shape != (len(Z),):
-        refuse("y", f"{len(Z)} classes", f"shape {y.shape}")
+    if Z.ndim != 2 or y.shape != (len(Z),):
+        refuse("Z and y", "shapes (N, p) and (N,)", f"{Z.shape} and {y.shape}")
     rng = np.random.default_rng(seed)
     samples, labels = [], []
     for c in np.unique(y):
@@ -375,13 +383,18 @@ def combine(Z_a: ArrayLike, Z_b: ArrayLike, Z_control: ArrayLike | None = None) 
     """Predict a combined condition: the average (A + B) / 2, or A + B - control when a control is given.
 
     The second form adds two effects on top of a control. It leaves the range of the observed clouds, so a warning
-    says so; each argument is an embedding (p,) or embeddings (N, p), averaged first.
+    says so; each argument is an embedding (p,) or embeddings (N, p), averaged first. Embeddings of different lengths
+    raise `InvalidInput`.
     """
-    a, b = (np.atleast_2d(np.asarray(z, dtype=np.float64)).mean(0) for z in (Z_a, Z_b))
-    if Z_control is None:
+    given = [z for z in (Z_a, Z_b, Z_control) if z is not None]
+    a, b, *control = (np.atleast_2d(np.asarray(z, dtype=np.float64)).mean(0) for z in given)
+    if len({z.shape for z in (a, b, *control)}) > 1:
+        lengths = ", ".join(str(z.size) for z in (a, b, *control))
+        refuse("Z_a, Z_b and Z_control", "embeddings of one length", lengths)
+    if not control:
         return (a + b) / 2
     warnings.warn("A + B - control extrapolates: the decoded cloud may be implausible", UserWarning, stacklevel=2)
-    return a + b - np.atleast_2d(np.asarray(Z_control, dtype=np.float64)).mean(0)
+    return a + b - control[0]
 
 
 def _weights_in_data_units(coef: ArrayLike, embedding: LOTEmbedding) -> Array:
@@ -433,7 +446,7 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
         refuse("coef", "the weights of one class", f"{len(B)} classes", "Pass one row.")
     if not hasattr(embedding, "plans_"):
         refuse("embedding", "plans", "none", "Fit it with keep_plans=True.")
-    if not 0 <= i < len(embedding.plans_):
+    if not isinstance(i, int | np.integer) or not 0 <= i < len(embedding.plans_):
         refuse("i", f"an index in 0..{len(embedding.plans_) - 1}", i)
     _k, m, _d = embedding.references_.shape
     plans = embedding.plans_[i]
