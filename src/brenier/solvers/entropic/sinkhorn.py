@@ -117,7 +117,10 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         line = eps.unsqueeze(-1) if eps.dim() else eps
-        F = state.f + line * log_weights(problem.a)
-        G = state.g + line * log_weights(problem.b)
+        f, g = state.f, state.g
+        F = f + line * log_weights(problem.a)
+        if bool((state.level != eps).any()):  # stopped on the way down: these potentials fit another epsilon
+            g = problem.marginals[1].prox(problem.geometry.softmin(F, eps, dim=0), eps)
+        G = g + line * log_weights(problem.b)
         stats: dict[str, Any] = {"marginal_error": float(state.error.max())}
-        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, state.g, stats)
+        return Outcome(GibbsPlan(problem.geometry, F, G, eps), f, g, stats)
