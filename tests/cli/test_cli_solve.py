@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,41 @@ def test_columns_by_name(brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
     assert ran.record["value"] == pytest.approx(exact(clouds.x[:, [2, 0]], clouds.y[:, [2, 0]]), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", [".npy", ".npz"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_columns_by_number(kind: str, brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
     x, y = write(tmp_path / f"x{kind}", clouds.x), write(tmp_path / f"y{kind}", clouds.y)
     record = brenier("solve", x, y, "--columns", "2,0", "--json").record
     assert record["value"] == pytest.approx(exact(clouds.x[:, [2, 0]], clouds.y[:, [2, 0]]), rel=1e-12)
+
+
+def test_columns_by_number_are_matched_by_position(brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
+    x, y = tmp_path / "x.csv", tmp_path / "y.tsv"
+    frame(clouds.x, clouds.a, text=True).to_csv(x, index=False)  # mass, u, cell type, v, w
+    pd.DataFrame(np.c_[clouds.b, clouds.y], columns=["m", "m", "p", "q"]).to_csv(y, index=False, sep="\t")
+    for left, right in (("1,3", "0,1"), ("3,1", "1,0")):
+        frame(clouds.x)[["u", "v"]].to_csv(tmp_path / "uv.csv", index=False)
+        columns = [int(k) for k in right.split(",")]
+        expected = exact(clouds.x[:, columns], np.c_[clouds.b, clouds.y][:, columns])
+        record = brenier("solve", tmp_path / "uv.csv", y, "--columns", right, "--json").record
+        assert record["value"] == pytest.approx(expected, rel=1e-12)
+        assert brenier("solve", x, x, "--columns", left, "--weights", "0", "--json").record["value"] == pytest.approx(0)
+
+
+def test_dates_categories_and_missing_text_are_ignored_booleans_are_not(
+    brenier: Cli, clouds: Clouds, tmp_path: Path
+) -> None:
+    table = frame(clouds.x)
+    table["day"] = pd.Timestamp("2020-01-01")
+    table["label"] = pd.Categorical(["a", None] * 10)
+    table["note"] = [None, "b"] * 10
+    table["empty"] = [None] * 20
+    table["flag"] = [True, False] * 10
+    table.to_parquet(tmp_path / "x.parquet")
+    ran = brenier("solve", tmp_path / "x.parquet", tmp_path / "x.parquet", "--out", tmp_path / "p.npz")
+    assert ran.code == 0
+    assert "x.parquet: columns without numbers ignored: day, label, note, empty\n" in ran.err
+    with np.load(tmp_path / "p.npz") as held:
+        np.testing.assert_allclose(held["mapped"][:, 3], [1, 0] * 10)
 
 
 @pytest.mark.parametrize(("key", "scale", "d"), [("X_pca", 2, 2), ("line", 1, 1)])
@@ -346,10 +377,19 @@ def folder_of_bad_files(folder: Path) -> None:
     (folder / "zero.csv").write_text("u,v,mass\n1,2,0\n3,4,0\n")
     (folder / "nomass.csv").write_text("u,v,mass\n1,2,one\n3,4,two\n")
     (folder / "fake.parquet").write_text("not parquet")
+    np.save(folder / "nan.npy", np.where(np.arange(8).reshape(4, 2) == 5, np.nan, 1.0))
+    np.save(folder / "complex.npy", np.ones((3, 2), complex))
+    np.save(folder / "flat.npy", np.ones((3, 0)))
+    (folder / "mixed.csv").write_text("u,v\n1,2\nNA,4\n")
+    (folder / "twice.csv").write_text("u,u\n1,2\n3,4\n")
+    (folder / "empty.npy").touch()
+    (folder / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    (folder / "long.csv").write_text("u\n" + "1" * 200_000)
 
 
 BAD: list[tuple[str, str]] = [
     ("missing.csv x.npy", "missing.csv: expected a file, got nothing there."),
+    ("folder.csv x.npy", "folder.csv: expected a file, got a folder."),
     ("x.txt x.npy", "x.txt: expected a file of kind .npy .npz .csv .tsv .parquet .h5ad, got '.txt'."),
     ("cube.npy x.npy", "cube.npy: expected an array of shape (n, d), got shape (2, 3, 4)."),
     ("x.npy none.npy", "none.npy: expected at least one row, got none."),
@@ -368,7 +408,8 @@ BAD: list[tuple[str, str]] = [
      "--columns."),
     ("uv.csv uw.csv --columns u,v", "column 'v' of uw.csv: expected one of u, w, got no such column."),
     ("uv.csv uv.csv --weights mass", "column 'mass' of uv.csv: expected one of u, v, got no such column."),
-    ("text.csv uv.csv --columns u", "column 'u' of text.csv: expected numbers, got text such as 'a'."),
+    ("text.csv uv.csv --columns u", "column 'u' of text.csv: expected numbers, got 'a' in data row 1. Drop it, or "
+     "choose with --columns."),
     ("gap.csv uv.csv --columns u,v", "column 'v' of gap.csv: expected finite numbers, got a gap or infinity in data "
      "row 2. Drop it."),
     ("inf.csv uv.csv --columns v", "column 'v' of inf.csv: expected finite numbers, got a gap or infinity in data "
@@ -377,7 +418,16 @@ BAD: list[tuple[str, str]] = [
      "got a minimum of -1."),
     ("zero.csv zero.csv --weights mass", "weights of zero.csv: expected nonnegative numbers with a positive sum, got "
      "a minimum of 0."),
-    ("nomass.csv nomass.csv --weights mass", "column 'mass' of nomass.csv: expected numbers, got text such as 'one'."),
+    ("nomass.csv nomass.csv --weights mass", "column 'mass' of nomass.csv: expected numbers, got 'one' in data row 1. "
+     "Drop it, or choose with --columns."),
+    ("gap.csv uv.csv", "column 'v' of gap.csv: expected finite numbers, got a gap or infinity in data row 2. Drop it."),
+    ("nan.npy x.npy", "column '1' of nan.npy: expected finite numbers, got a gap or infinity in data row 3. Drop it."),
+    ("mixed.csv uv.csv", "column 'u' of mixed.csv: expected numbers, got 'NA' in data row 2. Drop it, or choose with "
+     "--columns."),
+    ("twice.csv uv.csv", "twice.csv: expected columns of different names, got 'u' more than once. Choose by number "
+     "with --columns."),
+    ("complex.npy x.npy", "complex.npy: expected at least one column of numbers, got only text in 0, 1."),
+    ("flat.npy x.npy", "flat.npy: expected at least one column of numbers, got none."),
     ("uv.csv uv.csv --epsilon small", "--epsilon: expected a number >= 0 or relative:FRACTION, got 'small'."),
     ("uv.csv uv.csv --epsilon -1", "--epsilon: expected a number >= 0 or relative:FRACTION, got '-1'."),
     ("uv.csv uv.csv --epsilon rel:0.1", "--epsilon: expected a number >= 0 or relative:FRACTION, got 'rel:0.1'."),
@@ -414,9 +464,35 @@ def test_bad_cost_names_the_good_ones(brenier: Cli, pair: tuple[Path, Path]) -> 
 
 def test_unreadable_text_and_parquet(brenier: Cli, tmp_path: Path) -> None:
     folder_of_bad_files(tmp_path)
-    for name in ("latin.csv", "fake.parquet"):
+    for name in ("latin.csv", "fake.parquet", "empty.npy", "cut.npz", "long.csv"):
         complaint = brenier("solve", tmp_path / name, tmp_path / "x.npy").complaint
         assert complaint.startswith(f"{tmp_path / name}: expected a readable {Path(name).suffix} file, got ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "package", "extra"),
+    [
+        (".parquet", "pandas", "pandas", "tables"),
+        (".parquet", "pyarrow", "pyarrow", "tables"),
+        (".h5ad", "anndata", "anndata", "cells"),
+    ],
+)
+def test_missing_readers_are_named(
+    kind: str,
+    missing: str,
+    package: str,
+    extra: str,
+    brenier: Cli,
+    clouds: Clouds,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = write(tmp_path / f"x{kind}", clouds.x)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert brenier("solve", x, x).complaint == (
+        f"Reading {kind} needs the package '{package}', which is not installed. Install it with: "
+        f"pip install 'brenier[{extra}]'"
+    )
 
 
 def test_weights_of_another_length(brenier: Cli, tmp_path: Path) -> None:
