@@ -119,6 +119,26 @@ def test_files_without_header(brenier: Cli, clouds: Clouds, tmp_path: Path) -> N
     assert brenier("solve", x, named, "--json").record["value"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("content", "points"),
+    [
+        ("1.5,2,a\n3,4,b\n", [[1.5, 2], [3, 4]]),  # text in the first row is no header where numbers stand too
+        ("0,1,label\n3,4,a\n5,6,b\n", [[3, 4], [5, 6]]),  # but the numbers that pandas gives to columns are
+        ("label,0,1\na,3,4\n", [[3, 4]]),
+        ("u,v\n1,2\n", [[1, 2]]),
+        ("1,2\n", [[1, 2]]),
+        ("0,1\n2,3\n", [[0, 1], [2, 3]]),
+        (",u,v\n0,1,2\n", [[0, 1, 2]]),  # an index is a column like others
+    ],
+)
+def test_what_is_a_header(content: str, points: list[list[float]], brenier: Cli, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    ran = brenier("solve", tmp_path / "x.csv", tmp_path / "x.csv", "--dense", "--out", tmp_path / "p.npz")
+    assert ran.code == 0
+    with np.load(tmp_path / "p.npz") as held:
+        np.testing.assert_allclose(held["mapped"], points)
+
+
 def test_blank_lines_quotes_spaces_and_byte_order_marks(brenier: Cli, tmp_path: Path) -> None:
     x, y = tmp_path / "x.csv", tmp_path / "y.csv"
     x.write_bytes('\ufeff"u", v \r\n"0", 1\r\n\r\n 2 ,3e0\r\n'.encode())
@@ -141,7 +161,7 @@ def test_columns_are_matched_by_name(brenier: Cli, clouds: Clouds, tmp_path: Pat
 
 def test_columns_by_name(brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
     x, y = write(tmp_path / "x.csv", clouds.x, text=True), write(tmp_path / "y.parquet", clouds.y, clouds.b)
-    ran = brenier("solve", x, y, "--columns", "w,u", "--json")
+    ran = brenier("solve", x, y, "--columns", "w, u", "--json")
     assert ran.record["value"] == pytest.approx(exact(clouds.x[:, [2, 0]], clouds.y[:, [2, 0]]), rel=1e-12)
 
 
@@ -198,6 +218,23 @@ def test_genes_of_anndata(brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
     anndata.AnnData(csr_matrix(clouds.y), var=pd.DataFrame(index=NAMES)).write_h5ad(y)
     record = brenier("solve", x, y, "--columns", "u,w", "--json").record
     assert record["value"] == pytest.approx(exact(clouds.x[:, [0, 2]], clouds.y[:, [0, 2]]), rel=1e-12)
+
+
+def test_embeddings_and_unknown_columns_of_anndata(brenier: Cli, clouds: Clouds, tmp_path: Path) -> None:
+    import anndata
+
+    x, bare = write(tmp_path / "x.h5ad", clouds.x), tmp_path / "bare.h5ad"
+    assert brenier("solve", x, x, "--columns", "X_pca,u").complaint == (
+        f"column 'u' of {x}: expected one of X_pca:0, X_pca:1, got no such column."
+    )
+    assert brenier("solve", x, x, "--columns", "X_pca", "--weights", "mass").complaint == (
+        f"column 'mass' of {x}: expected one of X_pca:0, X_pca:1, got no such column."
+    )
+    anndata.AnnData(obsm={"X_pca": clouds.y[:, :2]}).write_h5ad(bare)
+    assert brenier("solve", x, bare, "--columns", "X_pca", "--json").code == 0
+    assert brenier("solve", x, bare).complaint == (
+        f"{bare}: expected a matrix X, or a key of obsm in --columns, got no X; keys are X_pca."
+    )
 
 
 def test_arrays_of_one_axis_are_points_on_a_line(brenier: Cli, tmp_path: Path) -> None:

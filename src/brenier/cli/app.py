@@ -91,7 +91,7 @@ def solve(
     from ..solution import Solution
     from .tables import read_points
 
-    names = columns.split(",") if columns else None
+    names = [name.strip() for name in columns.split(",")] if columns else None
     x = read_points(source, None if names is None else list(names), weights)
     y = read_points(target, None if names is None else list(names), weights)
     _check_outputs(out, plot)

@@ -71,10 +71,22 @@ def _read_text(path: Path, delimiter: str) -> tuple[list[str], list[np.ndarray]]
     for number, row in enumerate(rows, start=1):
         if len(row) != width:
             refuse(f"{path}, row {number}", f"{width} cells, as in the first row", len(row))
-    header = not all(_is_number(cell) for cell in rows[0])
+    header = _is_header(rows[0], rows[1:])
     names = [cell.strip() for cell in rows[0]] if header else [str(k) for k in range(width)]
     body = rows[1:] if header else rows
     return names, [np.array([row[k].strip() for row in body], dtype=object) for k in range(width)]
+
+
+def _is_header(first: list[str], body: list[list[str]]) -> bool:
+    """Whether a column of numbers begins with something else; text above text says nothing."""
+    numeric = [any(_is_number(row[k]) for row in body) for k in range(len(first))]
+    if not any(numeric):
+        return not all(_is_number(cell) for cell in first)
+    if any(cell.strip() and not _is_number(cell) for cell, is_numeric in zip(first, numeric) if is_numeric):
+        return True
+    # "0,1,label": the numbers that pandas gives to columns without names
+    numbers = [cell.strip() for cell in first if _is_number(cell)]
+    return len(numbers) < len(first) and numbers == [str(k) for k in range(len(numbers))]
 
 
 def _is_number(cell: str) -> bool:
@@ -116,13 +128,20 @@ def _read_anndata(path: Path, columns: list[str] | None, weights: str | None) ->
             names += [key] if block.shape[1] == 1 else [f"{key}:{k}" for k in range(block.shape[1])]
             data += list(block.T)
     if not names:
+        if adata.X is None:
+            keys = ", ".join(adata.obsm) or "none"
+            refuse(str(path), "a matrix X, or a key of obsm in --columns", f"no X; keys are {keys}")
         X = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
         names, data = [str(v) for v in adata.var_names], list(X.T)
     if columns:  # obsm keys stand for all their columns
-        columns[:] = [n for key in columns for n in names if n == key or n.startswith(f"{key}:")] or columns
+        columns[:] = [n for key in columns for n in _columns_of(key, names)]
     if weights is not None and weights in adata.obs:
         names, data = [*names, weights], [*data, adata.obs[weights].to_numpy()]
     return names, data
+
+
+def _columns_of(key: str, names: list[str]) -> list[str]:
+    return [n for n in names if n == key or n.startswith(f"{key}:")] or [key]
 
 
 def _choose(
