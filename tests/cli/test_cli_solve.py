@@ -539,6 +539,36 @@ def test_weights_of_another_length(brenier: Cli, tmp_path: Path) -> None:
     assert "2" in complaint
 
 
+def test_what_cannot_be_written_is_told_before_the_work(
+    brenier: Cli, pair: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brenier.api.solve", lambda *_, **__: pytest.fail("the work began"))
+    (out / "p.npz").mkdir()
+    assert brenier("solve", *pair, "--out", out / "p.npz").complaint == (
+        f"{out / 'p.npz'}: expected a file to write, got a folder."
+    )
+    monkeypatch.setattr("brenier.cli.app._DENSE_PLAN", 300)
+    assert brenier("solve", *pair, "--dense", "--out", out / "q.npz").complaint == (
+        "--dense: expected at most 300 entries, got 20 x 16. Use --sparse."
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert brenier("solve", *pair, "--plot", out / "p.png").complaint == (
+        "--plot needs the package 'matplotlib', which is not installed. Install it with: pip install 'brenier[plot]'"
+    )
+
+
+def test_a_full_disk_is_told_in_one_line(
+    brenier: Cli, pair: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    complaint = brenier("solve", *pair, "--out", out / "p.npz").complaint
+    assert complaint.endswith(": expected to read or write, got No space left on device.")
+    assert list(out.iterdir()) == []
+
+
 def test_missing_folder(brenier: Cli, pair: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     for option, name in (("--out", "p.npz"), ("--plot", "p.png")):
