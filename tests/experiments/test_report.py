@@ -90,6 +90,15 @@ def test_how_cells_look(cell: Any, shown: str) -> None:
 def test_a_row_has_a_cell_for_each_column() -> None:
     with pytest.raises(InvalidInput, match=r"^row 'r': expected 2 cells, got 1\.$"):
         Table("t", ("a", "b")).add("r", 1.0)
+    with pytest.raises(InvalidInput, match=r"^cell: expected at least one number, got none\.$"):
+        Table("t", ("a",)).add("r", [])
+
+
+def test_rows_are_never_overwritten() -> None:
+    table = Table("t", ("a",))
+    table.add("r", 1.0)
+    with pytest.raises(InvalidInput, match=r"^row 'r': expected a new name, got one that the table holds\.$"):
+        table.add("r", 2.0)
 
 
 # -- reports -------------------------------------------------------------------------------------------------
@@ -182,6 +191,18 @@ def test_text_is_escaped(tmp_path: Path) -> None:
 
 def test_empty_folder_gives_an_index_that_says_what_to_do(tmp_path: Path) -> None:
     assert "brenier run lot" in write_site(tmp_path, tmp_path / "site").read_text(encoding="utf-8")
+
+
+def test_numbers_that_are_none_show(tmp_path: Path) -> None:
+    report = example()
+    report.claims = [Claim.at_least("undefined", NAN, 0.5)]
+    report.tables[0].add("broken", [NAN, 1.0], 1, NAN)
+    path = report.save(tmp_path)
+    write_site(tmp_path, tmp_path)
+    back = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+    assert math.isnan(back.claims[0].value)
+    assert back.claims[0].held is False
+    assert "nan" in (tmp_path / "example.html").read_text(encoding="utf-8")
 
 
 def test_jinja_is_asked_for_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
