@@ -193,6 +193,22 @@ def test_empty_folder_gives_an_index_that_says_what_to_do(tmp_path: Path) -> Non
     assert "brenier run lot" in write_site(tmp_path, tmp_path / "site").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"slug": ', r"Expecting value: line 1 column 10 \(char 9\)"),
+        ('{"slug": "a"}', "no 'title'"),
+        ('{"slug": "', "Unterminated string"),
+    ],
+)
+def test_broken_records_are_named(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    message = rf"bad\.json: expected the record of a report, got {why}.*Run the experiment again, or remove the file\.$"
+    with pytest.raises(InvalidInput, match=message):
+        write_site(tmp_path, tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
 def test_numbers_that_are_none_show(tmp_path: Path) -> None:
     report = example()
     report.claims = [Claim.at_least("undefined", NAN, 0.5)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from brenier import InvalidInput
+from brenier import InvalidInput, MissingExtra
 from brenier.experiments import Claim, Config, Report, start
 from brenier.systems.catalogue import CATALOGUE, System, find
 
@@ -144,6 +144,20 @@ def test_refusals() -> None:
         start(planned)
     with pytest.raises(InvalidInput, match=r"^preset: expected one of smoke, quick, full, got 'huge'\.$"):
         start("lot", "huge")
+    with pytest.raises(InvalidInput, match=r"^seed: expected an integer >= 0, got -3\.$"):
+        start("lot", "smoke", seed=-3)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = (
+        r"^The experiment of lot needs the package 'matplotlib', which is not installed\. "
+        r"Install it with: pip install 'brenier\[experiments\]'$"
+    )
+    monkeypatch.delitem(sys.modules, "brenier.experiments.lot", raising=False)
+    for name in [m for m in sys.modules if m.partition(".")[0] == "matplotlib"] + ["matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtra, match=message):
+        start("lot", "smoke")
 
 
 def test_configs_are_typed_and_frozen() -> None:

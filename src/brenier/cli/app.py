@@ -303,12 +303,16 @@ def run(
 
 
 def _run_experiment(slug: str, preset: str, seed: int | None) -> Any:
+    from ..data import DataUnavailable
     from ..experiments import start
 
-    if _err.is_terminal:
-        with _err.status(f"{slug}: starting") as status:
-            return start(slug, preset, seed=seed, log=lambda line: status.update(f"{slug}: {line}"))
-    return start(slug, preset, seed=seed, log=lambda line: _err.print(f"{slug}: {line}", highlight=False))
+    try:
+        if _err.is_terminal:
+            with _err.status(f"{slug}: starting") as status:
+                return start(slug, preset, seed=seed, log=lambda line: status.update(f"{slug}: {line}"))
+        return start(slug, preset, seed=seed, log=lambda line: _err.print(f"{slug}: {line}", highlight=False))
+    except DataUnavailable as error:
+        _fail(str(error))
 
 
 def _show_report(report: Any) -> None:
