@@ -204,9 +204,10 @@ def test_empty_folder_gives_an_index_that_says_what_to_do(tmp_path: Path) -> Non
 def test_broken_records_are_named(content: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(content, encoding="utf-8")
     message = rf"bad\.json: expected the record of a report, got {why}.*Run the experiment again, or remove the file\.$"
+    example("a").save(tmp_path)
     with pytest.raises(InvalidInput, match=message):
-        write_site(tmp_path, tmp_path)
-    assert not (tmp_path / "index.html").exists()
+        write_site(tmp_path, tmp_path / "site")
+    assert not (tmp_path / "site").exists()
 
 
 def test_numbers_that_are_none_show(tmp_path: Path) -> None:

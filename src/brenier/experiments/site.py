@@ -81,13 +81,12 @@ def write_site(results: Path, out: Path) -> Path:
         The path of `index.html`.
 
     Raises:
-        InvalidInput: a JSON file is broken; pages written before it stay.
+        InvalidInput: a JSON file is broken; nothing is written then.
     """
     jinja2 = need("jinja2", "experiments", "Writing a report")
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"page": _PAGE, "report": _REPORT, "index": _INDEX}), autoescape=True
     )
-    out.mkdir(parents=True, exist_ok=True)
 
     def render(name: str, **values: Any) -> bytes:
         return environment.get_template(name).render(style=_STYLE, show=Table.show, **values).encode()
@@ -103,6 +102,8 @@ def write_site(results: Path, out: Path) -> Path:
             why = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             refuse(str(path), "the record of a report", why, "Run the experiment again, or remove the file.")
         reports.append(report)
+    out.mkdir(parents=True, exist_ok=True)
+    for report in reports:
         for figure in report.figures:
             source = results / figure["file"]
             if out.resolve() != results.resolve() and source.is_file():
