@@ -386,6 +386,15 @@ def test_not_converged_is_exit_code_1_with_the_best_so_far(
         assert "stopped at max_iter before the tolerance was met; raise max_iter, tol or epsilon" in ran.out
 
 
+def test_an_epsilon_below_rounding_is_neither_converged_nor_broken_json(brenier: Cli, pair: tuple[Path, Path]) -> None:
+    for epsilon in ("1e-300", "1e-320"):
+        ran = brenier("solve", *pair, "--epsilon", epsilon, "--max-iter", "2000", "--json")
+        assert ran.code == 1
+        assert ran.record["status"] != "converged"
+        gap = ran.record["relative_gap"]
+        assert gap is None or gap > 1e-3
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import time
 import warnings
@@ -149,11 +150,17 @@ def solve(
         _draw(solution, plot)
     record["peak_mb"] = round(_peak_mb(), 1)
     if as_json:
-        sys.stdout.write(json.dumps(record) + "\n")
+        record["marginal_errors"] = [_finite(e) for e in record["marginal_errors"]]
+        sys.stdout.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
     else:
         _show_solution(record, solution.status.value, out, plot)
     if not solution.status.ok:
         raise typer.Exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_epsilon(text: str) -> Any:

@@ -97,7 +97,7 @@ class Sinkhorn(Solver[SinkhornState]):
         errors = state.error.reshape(-1)
         tol = self._tol(problem)
         if bool((errors <= tol).all()):
-            return (Status.CONVERGED,) * len(errors)
+            return self.verdict(problem, state)
         if bool(torch.isnan(state.f).any() | torch.isnan(state.g).any()):
             bad = torch.isnan(state.f).any(-1).reshape(-1)
             return tuple(Status.DIVERGED if b else s for b, s in zip(bad, self.verdict(problem, state)))
@@ -105,7 +105,13 @@ class Sinkhorn(Solver[SinkhornState]):
 
     def verdict(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...]:
         tol = self._tol(problem)
-        return tuple(Status.CONVERGED if e <= tol else Status.MAX_ITER for e in state.error.reshape(-1).tolist())
+        # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
+        size = torch.maximum(state.f.abs().amax(-1), state.g.abs().amax(-1))
+        lost = torch.finfo(size.dtype).eps * size > state.level
+        return tuple(
+            Status.DIVERGED if r else Status.CONVERGED if e <= tol else Status.MAX_ITER
+            for e, r in zip(state.error.reshape(-1).tolist(), lost.reshape(-1).tolist())
+        )
 
     def _tol(self, problem: Problem) -> float:
         return self.tol if self.tol is not None else _DEFAULT_TOL[problem.a.dtype]
@@ -117,10 +123,11 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         line = eps.unsqueeze(-1) if eps.dim() else eps
-        f, g = state.f, state.g
-        F = f + line * log_weights(problem.a)
-        if bool((state.level != eps).any()):  # stopped on the way down: these potentials fit another epsilon
-            g = problem.marginals[1].prox(problem.geometry.softmin(F, eps, dim=0), eps)
+        log_a = log_weights(problem.a)
+        g = state.g
+        if bool((state.level != eps).any()):  # stopped on the way down: give the columns the problem's own epsilon
+            g = problem.marginals[1].prox(problem.geometry.softmin(state.f + line * log_a, eps, dim=0), eps)
+        F = state.f + line * log_a
         G = g + line * log_weights(problem.b)
         stats: dict[str, Any] = {"marginal_error": float(state.error.max())}
-        return Outcome(GibbsPlan(problem.geometry, F, G, eps), f, g, stats)
+        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, g, stats)
