@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
 
 __all__ = [
@@ -143,7 +144,8 @@ class Cosine(InnerProductCost):
 
     @staticmethod
     def _unit(x: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.where(norm > 0, x / torch.where(norm > 0, norm, 1), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +162,10 @@ class Mahalanobis(InnerProductCost):
     translation_invariant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        m = torch.as_tensor(self.precision)
-        if m.dim() != 2 or m.shape[0] != m.shape[1]:
+        m = float_tensor(self.precision, "Mahalanobis precision")
+        if m.dim() != 2 or m.shape[0] != m.shape[1] or not m.numel():
             refuse("Mahalanobis precision", "a square matrix (d, d)", f"shape {tuple(m.shape)}")
+        check_finite(m, "Mahalanobis precision", "finite entries")
         m = m.double()
         if not torch.allclose(m, m.mT, rtol=1e-6, atol=1e-9 * float(m.abs().max())):
             refuse("Mahalanobis precision", "a symmetric matrix", "an asymmetric one", "Use (M + M.T) / 2.")
@@ -211,10 +214,10 @@ class Lp(Cost):
     translation_invariant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            refuse("Lp p", "a number >= 1 or math.inf", self.p)
-        if not (self.power > 0 and math.isfinite(self.power)):
-            refuse("Lp power", "a positive finite number", self.power)
+        if not (is_real(self.p) and self.p >= 1):
+            refuse("Lp p", "a number >= 1 or math.inf", repr(self.p))
+        if not (is_real(self.power) and 0 < self.power < math.inf):
+            refuse("Lp power", "a positive finite number", repr(self.power))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         # vector_norm has the zero subgradient at x = y
@@ -299,7 +302,14 @@ class GraphGeodesic(Cost):
                 adjacency = sparse.coo_array((coo.values().numpy(), (index[0], index[1])), shape=tuple(coo.shape))
             else:
                 adjacency = adjacency.numpy()
-        graph = sparse.csr_array(adjacency)
+        try:
+            graph = sparse.csr_array(adjacency)
+        except (TypeError, ValueError):
+            refuse("adjacency", "a square matrix (V, V)", type(adjacency).__name__)
+        if graph.dtype.kind not in "fiub":
+            refuse("adjacency", "real edge lengths", f"dtype {graph.dtype}")
+        if not (is_real(power) and 0 < power < math.inf):
+            refuse("GraphGeodesic power", "a positive finite number", repr(power))
         if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
             refuse("adjacency", "a square matrix (V, V)", f"shape {graph.shape}")
         if graph.nnz and not graph.data.min() >= 0:
@@ -320,16 +330,19 @@ class GraphGeodesic(Cost):
             )
         return length.pow(self.power)
 
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() > 2 or y.dim() > 2:
+            return super().block(x, y)
+        return self.matrix(x, y).to(x)
+
     def _nodes(self, x: Tensor, name: str) -> Tensor:
         nodes = x.detach().cpu()
         if nodes.dim() == 2 and nodes.shape[1] == 1:
             nodes = nodes[:, 0]
-        if nodes.dim() != 1 or (nodes != nodes.round()).any():
-            refuse(
-                f"{name} with GraphGeodesic",
-                "node indices of shape (n,) or (n, 1)",
-                f"shape {tuple(x.shape)}",
-            )
+        if nodes.dim() != 1:
+            refuse(f"{name} with GraphGeodesic", "node indices of shape (n,) or (n, 1)", f"shape {tuple(x.shape)}")
+        if (broken := nodes != nodes.round()).any():
+            refuse(f"{name} with GraphGeodesic", "whole numbers, the indices of nodes", f"{float(nodes[broken][0]):g}")
         nodes = nodes.long()
         if nodes.numel() and (int(nodes.min()) < 0 or int(nodes.max()) >= self.graph.shape[0]):
             refuse(f"{name} with GraphGeodesic", f"node indices in 0..{self.graph.shape[0] - 1}",
@@ -366,6 +379,9 @@ def as_cost(cost: str | Cost | Callable[[Tensor, Tensor], Tensor]) -> Cost:
         if cost not in _NAMED:
             refuse("cost", "one of " + ", ".join(map(repr, _NAMED)) + ", a Cost or a function", repr(cost))
         return _NAMED[cost]
+    given: Any = cost
+    if isinstance(given, type) and issubclass(given, Cost):
+        refuse("cost", "a Cost", f"the class {given.__name__}", f"Make one: {given.__name__}(...).")
     if callable(cost):
         return CallableCost(cost)
     refuse("cost", "a name, a Cost or a function of (x, y)", type(cost).__name__)

@@ -12,6 +12,10 @@
 
 #include "network_simplex.hpp"
 
+namespace brenier {
+void bind_pairwise(nanobind::module_& module);
+}
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -72,4 +76,5 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
 NB_MODULE(_native, module) {
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  brenier::bind_pairwise(module);
 }

@@ -226,8 +226,11 @@ def _write_plan(solution: Any, path: Path, sparse: bool) -> float:
     else:
         arrays["plan"] = solution.plan.dense()
         kept = 1.0
-    potentials = solution.potentials
-    arrays |= {"f": potentials.f, "g": potentials.g, "mapped": solution.map()}
+    # with these the whole plan can be had again: P = a b exp((f + g - C) / epsilon)
+    f, g = solution.potentials
+    arrays |= {"f": f, "g": g, "a": solution.problem.a.numpy(), "b": solution.problem.b.numpy()}
+    arrays["epsilon"] = np.array(solution.stats["epsilon"] or 0.0)
+    arrays["mapped"] = solution.map()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_whole(path, buffer.getvalue())
@@ -269,7 +272,9 @@ def _show_solution(record: dict[str, Any], status: str, out: Path | None, plot: 
     if record["epsilon"] is not None:
         rows.insert(2, ("epsilon", f"{record['epsilon']:.6g}"))
     if out is not None:
-        rows.append(("plan", f"{out} ({record['kept_mass']:.4%} of the mass)"))
+        kept = record["kept_mass"]
+        partial = f" (the {_MAX_PER_ROW} largest entries of each row: {kept:.1%} of the mass; f and g give the rest)"
+        rows.append(("plan", f"{out}{partial if kept < 1 - 1e-6 else ''}"))
     if plot is not None:
         rows.append(("picture", str(plot)))
     for name, value in rows:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from .._inputs import Kind
 from ..errors import refuse
-from ..kernels import reference as kernels
+from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
 
 __all__ = ["Geometry", "Lines", "PairGeometry", "Support"]
@@ -35,6 +37,7 @@ class Geometry(ABC):
 
     shape: tuple[int, int]  # (n, m)
     batch_shape: torch.Size
+    kind: Kind = Kind()  # of what the user handed in
 
     # What a subclass must know
 
@@ -133,8 +136,15 @@ class Geometry(ABC):
         return dim % 2
 
     def _check_potential(self, h: Tensor, size: int, name: str = "h") -> None:
-        if h.shape[-1] != size:
+        if not isinstance(h, Tensor):
+            refuse(name, "a tensor", type(h).__name__, "Use torch.as_tensor.")
+        if h.dim() == 0 or h.shape[-1] != size:
             refuse(name, f"last axis of length {size}", f"shape {tuple(h.shape)}")
+
+    @staticmethod
+    def _check_epsilon(epsilon: float | Tensor) -> None:
+        if not isinstance(epsilon, Tensor) and not 0 < epsilon < math.inf:  # tensors unread, to spare a sync
+            refuse("epsilon", "a positive finite number in cost units", repr(epsilon))
 
 
 class PairGeometry(Geometry):
@@ -155,6 +165,7 @@ class PairGeometry(Geometry):
         if self._along(dim) == 0:
             return self.T.softmin(h, epsilon)
         self._check_potential(h, self.shape[1])
+        self._check_epsilon(epsilon)
         pairs, r, c = self._pairs()
         return r + kernels.softmin(pairs, h - c, epsilon)
 
@@ -171,6 +182,7 @@ class PairGeometry(Geometry):
             return self.T.apply(g, f, epsilon, v)
         self._check_potential(f, self.shape[0], "f")
         self._check_potential(g, self.shape[1], "g")
+        self._check_epsilon(epsilon)
         pairs, r, c = self._pairs()
         if vector := v.dim() == f.dim():
             v = v.unsqueeze(-1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor, same_place
-from ..costs import Cost, InnerProductCost, as_cost
+from .._inputs import check_finite, float_tensor, kind_of, same_place
+from ..costs import Cost, InnerProductCost, Lp, as_cost
 from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
@@ -19,6 +20,14 @@ __all__ = ["PointCloud"]
 
 def _negative_product(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]) -> Tensor:
     return -(rows[0] @ cols[0].mT)
+
+
+_NORMS = {1.0: "l1", 2.0: "l2", math.inf: "linf"}
+
+
+def _kind(ground: Cost) -> str:
+    """The name by which fast engines know a pointwise cost, or nothing."""
+    return _NORMS.get(ground.p, "") if isinstance(ground, Lp) and ground.power == 1 else ""
 
 
 def _pick(points: Tensor, index: Tensor) -> Tensor:
@@ -59,9 +68,12 @@ class PointCloud(PairGeometry):
         cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     ) -> None:
         self.ground = as_cost(cost)
+        self.kind = kind_of(x, y)
         x = self._cloud(x, "x")
         y = x if y is None else self._cloud(y, "y")
         same_place(x, "x", y, "y")
+        for points, name in ((x, "x"), (y, "y")):
+            check_finite(points, name, "finite coordinates", "Drop or impute those rows.")
         if x.shape[-1] != y.shape[-1]:
             refuse(
                 "x and y",
@@ -89,8 +101,6 @@ class PointCloud(PairGeometry):
             refuse(name, "points of shape (*batch, n, d)", f"shape {tuple(out.shape)}")
         if 0 in out.shape:
             refuse(name, "at least one point and one coordinate", f"shape {tuple(out.shape)}")
-        if not torch.isfinite(out.detach()).all():
-            refuse(name, "finite coordinates", "NaN or infinity", "Drop or impute those rows.")
         return out
 
     def _set(self, x: Tensor, y: Tensor) -> None:
@@ -132,11 +142,11 @@ class PointCloud(PairGeometry):
         x, y = self._centred()
         if isinstance(self.ground, InnerProductCost):
             h, k, u, v = self.ground.factors(x, y)
-            out = Pairs((u,), (v,), _negative_product, self.shape), h, k
+            out = Pairs((u,), (v,), _negative_product, self.shape, "dot"), h, k
         else:
             ground = self.ground
             out = (
-                Pairs((x,), (y,), lambda rows, cols: ground.block(rows[0], cols[0]), self.shape),
+                Pairs((x,), (y,), lambda rows, cols: ground.block(rows[0], cols[0]), self.shape, _kind(ground)),
                 x.detach().new_zeros(x.shape[:-1]),
                 y.detach().new_zeros(y.shape[:-1]),
             )
@@ -182,7 +192,7 @@ class _Transposed(PointCloud):
             return block(cols, rows).mT
 
         swap = _negative_product if block is _negative_product else swapped
-        return Pairs(pairs.cols, pairs.rows, swap, self.shape), c, r
+        return Pairs(pairs.cols, pairs.rows, swap, self.shape, pairs.kind), c, r
 
     def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
         return self._original.cost_at(cols, rows)

@@ -1,9 +1,22 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
 
-__all__ = ["Fixed", "Halving", "Monotone", "NetworkSimplex", "Schedule", "Sinkhorn", "Solver", "run"]
+__all__ = [
+    "Fixed",
+    "Halving",
+    "Monotone",
+    "NetworkSimplex",
+    "OverRelaxation",
+    "Plain",
+    "Relaxation",
+    "Schedule",
+    "Sinkhorn",
+    "Solver",
+    "run",
+]

@@ -80,7 +80,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         classes_: the classes of the references, for "class_barycenters".
         mean_, std_: (k m, d) mean and standard deviation of T over the training clouds, in data units.
         plans_: with `keep_plans`, for each cloud its plans, one for each reference.
-        n_features_in_: d.
+        n_features_in_: the number d of coordinates.
 
     Raises:
         InvalidInput: no clouds, an empty cloud, different dimensions, NaN, negative or zero-sum weights, an unknown

@@ -1,0 +1,343 @@
+r"""The native engine: fused sums and minima over all pairs on a CPU, in O(n + m) memory, as `torch.library` operators.
+
+A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-product cost becomes, and "l1", "l2" and
+"linf" are norms of differences. P_ij = exp((f_i + g_j - c_ij) / epsilon) throughout.
+
+| operator | result | derivatives |
+|---|---|---|
+| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | any order but the third in rows and columns, for "dot" |
+| `brenier::cmin` | min_j (c_ij - h_j) and its first index | any order, for "dot" |
+| `brenier::apply` | sum_j P_ij v_j | twice, for "dot" |
+| `brenier::weighted_apply` | sum_j P_ij <left_i, right_j> v_j | once, for "dot" |
+| `brenier::row_moments` | sum_j P_ij and sum_j P_ij (c_ij + t_j) | none: `engine.row_moments` writes it with `apply` |
+| `brenier::matvec` | sum_j c_ij v_j | none: for "dot" it is two small products |
+
+The gradient of one operator is made of others: no n x m memory in any pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .build import native as _native
+
+__all__ = ["DTYPES", "KINDS", "apply", "available", "cmin", "matvec", "row_moments", "softmin", "weighted_apply"]
+
+KINDS = ("dot", "l1", "l2", "linf")
+DTYPES = (torch.float32, torch.float64)
+
+_SOFTMIN, _CMIN, _APPLY, _MOMENTS, _MATVEC = range(5)
+
+
+def available() -> bool:
+    """Whether the compiled extension was found."""
+    return _native is not None
+
+
+def _dense(t: Tensor, batch: torch.Size, event_dims: int) -> tuple[Tensor, int]:
+    """Dense problems one after the other and the step between them; one problem and step 0 when all share it."""
+    lead = t.dim() - event_dims
+    if all(size == 1 or stride == 0 for size, stride in zip(t.shape[:lead], t.stride())):
+        return t[(0,) * lead].contiguous(), 0
+    t = t.expand(*batch, *t.shape[lead:]).contiguous()
+    return t, t.shape[lead:].numel()
+
+
+def _run(
+    op: int,
+    kind: str,
+    rows: Tensor,  # (*batch, n, d)
+    cols: Tensor,  # (*batch, m, d)
+    *,
+    f: Tensor | None = None,  # (*batch, n)
+    g: Tensor | None = None,  # (*batch, m)
+    epsilon: Tensor | None = None,  # () or (*batch,)
+    vectors: Tensor | None = None,  # (*batch, m, k)
+    left: Tensor | None = None,  # (*batch, n, r)
+    right: Tensor | None = None,  # (*batch, m, r)
+    term: Tensor | None = None,  # (*batch, m)
+) -> tuple[Tensor, ...]:
+    """Call the extension; batch axes broadcast."""
+    n, m, d = rows.shape[-2], cols.shape[-2], rows.shape[-1]
+    inputs = ((rows, 2), (cols, 2), (f, 1), (g, 1), (vectors, 2), (left, 2), (right, 2), (term, 1))
+    present = [(t, dims) for t, dims in inputs if t is not None]
+    batch = torch.broadcast_shapes(
+        *(t.shape[: t.dim() - dims] for t, dims in present), () if epsilon is None else epsilon.shape
+    )
+    for t, _ in present:
+        if t.dtype != rows.dtype or t.device.type != "cpu":
+            raise TypeError(f"native kernels: expected {rows.dtype} on the CPU, got {t.dtype} on {t.device}")
+    if cols.shape[-1] != d or any(
+        t is not None and t.shape[axis] != size
+        for t, axis, size in (
+            (f, -1, n), (g, -1, m), (term, -1, m), (vectors, -2, m), (left, -2, n), (right, -2, m)
+        )
+    ):  # fmt: skip
+        raise ValueError(f"native kernels: shapes {[tuple(t.shape) for t, _ in present]} do not fit each other")
+    kept, addresses, steps = [], [], []
+    for maybe, dims in inputs:
+        dense, step = (None, 0) if maybe is None else _dense(maybe, batch, dims)
+        kept.append(dense)  # alive until the call is over
+        addresses.append(0 if dense is None else dense.data_ptr())
+        steps.append(step)
+    k = 0 if vectors is None else vectors.shape[-1]
+    r = 0 if left is None else left.shape[-1]
+    scales = rows.new_ones((), dtype=torch.float64) if epsilon is None else epsilon.to(torch.float64)
+    scales = scales.expand(batch).contiguous()
+    out = rows.new_empty((*batch, n, k) if op == _APPLY else (*batch, n))
+    cost = rows.new_empty((*batch, n)) if op == _MOMENTS else None
+    index = rows.new_empty((*batch, n), dtype=torch.int64) if op == _CMIN else None
+    extra = cost if index is None else index
+    if out.numel() and m:
+        addresses += [scales.data_ptr(), out.data_ptr()]
+        addresses += [0 if t is None else t.data_ptr() for t in (cost, index)]
+        sizes = [batch.numel(), n, m, d, k, r]
+        double, threads = rows.dtype == torch.float64, torch.get_num_threads()
+        assert _native is not None
+        _native.pairwise(op, KINDS.index(kind), double, sizes, addresses, steps, threads)
+    else:  # an empty minimum or sum
+        out.fill_(torch.inf if op in (_SOFTMIN, _CMIN) else 0)
+        if extra is not None:
+            extra.zero_()
+    return (out,) if extra is None else (out, extra)
+
+
+# The operators. `Library.define` rather than `custom_op`: a call costs a third, which counts for small problems.
+
+_library = torch.library.Library("brenier", "DEF")
+_P = "Tensor rows, Tensor cols, "
+_library.define(f"softmin({_P}Tensor h, Tensor epsilon, str kind) -> Tensor")
+_library.define(f"cmin({_P}Tensor h, str kind) -> (Tensor, Tensor)")
+_library.define(f"apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor v, str kind) -> Tensor")
+_library.define(
+    f"weighted_apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor left, Tensor right, Tensor v, str kind) -> Tensor"
+)
+_library.define(f"row_moments({_P}Tensor f, Tensor g, Tensor epsilon, Tensor term, str kind) -> (Tensor, Tensor)")
+_library.define(f"matvec({_P}Tensor v, str kind) -> Tensor")
+
+
+def _softmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str) -> Tensor:
+    return _run(_SOFTMIN, kind, rows, cols, g=h, epsilon=epsilon)[0]
+
+
+def _cmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, kind: str) -> tuple[Tensor, ...]:
+    return _run(_CMIN, kind, rows, cols, g=h)
+
+
+def _apply_cpu(rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str) -> Tensor:
+    return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, vectors=v)[0]
+
+
+def _weighted_apply_cpu(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
+) -> Tensor:
+    return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, left=left, right=right, vectors=v)[0]
+
+
+def _row_moments_cpu(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str
+) -> tuple[Tensor, ...]:
+    return _run(_MOMENTS, kind, rows, cols, f=f, g=g, epsilon=epsilon, term=term)
+
+
+def _matvec_cpu(rows: Tensor, cols: Tensor, v: Tensor, kind: str) -> Tensor:
+    return _run(_MATVEC, kind, rows, cols, vectors=v.unsqueeze(-1))[0]
+
+
+for _name, _function in (
+    ("softmin", _softmin_cpu),
+    ("cmin", _cmin_cpu),
+    ("apply", _apply_cpu),
+    ("weighted_apply", _weighted_apply_cpu),
+    ("row_moments", _row_moments_cpu),
+    ("matvec", _matvec_cpu),
+):
+    _library.impl(_name, _function, "CPU")
+
+softmin = torch.ops.brenier.softmin.default
+cmin = torch.ops.brenier.cmin.default
+apply = torch.ops.brenier.apply.default
+weighted_apply = torch.ops.brenier.weighted_apply.default
+row_moments = torch.ops.brenier.row_moments.default
+matvec = torch.ops.brenier.matvec.default
+
+
+# Shapes without data
+
+
+def _row_shape(rows: Tensor, cols: Tensor, *others: tuple[Tensor, int]) -> tuple[int, ...]:
+    batches = [rows.shape[:-2], cols.shape[:-2], *(t.shape[: t.dim() - dims] for t, dims in others)]
+    return (*torch.broadcast_shapes(*batches), rows.shape[-2])
+
+
+def _softmin_fake(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str) -> Tensor:
+    return rows.new_empty(_row_shape(rows, cols, (h, 1), (epsilon, 0)))
+
+
+def _cmin_fake(rows: Tensor, cols: Tensor, h: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    shape = _row_shape(rows, cols, (h, 1))
+    return rows.new_empty(shape), rows.new_empty(shape, dtype=torch.int64)
+
+
+def _apply_fake(rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str) -> Tensor:
+    return rows.new_empty((*_row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (v, 2)), v.shape[-1]))
+
+
+def _weighted_apply_fake(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
+) -> Tensor:
+    shape = _row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (left, 2), (right, 2), (v, 2))
+    return rows.new_empty((*shape, v.shape[-1]))
+
+
+def _row_moments_fake(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    shape = _row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (term, 1))
+    return rows.new_empty(shape), rows.new_empty(shape)
+
+
+def _matvec_fake(rows: Tensor, cols: Tensor, v: Tensor, kind: str) -> Tensor:
+    return rows.new_empty(_row_shape(rows, cols, (v, 1)))
+
+
+for _name, _fake in (
+    ("softmin", _softmin_fake),
+    ("cmin", _cmin_fake),
+    ("apply", _apply_fake),
+    ("weighted_apply", _weighted_apply_fake),
+    ("row_moments", _row_moments_fake),
+    ("matvec", _matvec_fake),
+):
+    torch.library.register_fake(f"brenier::{_name}", _fake, lib=_library)
+
+
+# Derivatives, for the kind "dot": with z_ij = (f_i + g_j + <u_i, v_j>) / epsilon, P = exp(z)
+
+
+def _only_dot(kind: str) -> None:
+    if kind != "dot":
+        raise NotImplementedError(f"native kernels: gradients expect the kind 'dot', got {kind!r}. Use the reference.")
+
+
+def _finite(t: Tensor) -> Tensor:
+    """Entries without mass count for nothing, where 0 * -inf would be NaN."""
+    return torch.where(torch.isfinite(t), t, 0)
+
+
+def _fit(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    """Sum a gradient over the batch axes that were broadcast."""
+    return None if gradient is None else gradient.sum_to_size(like.shape)
+
+
+def _save_softmin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.kind = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    _only_dot(ctx.kind)
+    rows, cols, h, epsilon, out = ctx.saved_tensors
+    f = torch.where(torch.isfinite(out), out, -torch.inf)  # now P is a row-stochastic matrix; rows without mass are 0
+    need_rows, need_cols, need_h, need_epsilon, _ = ctx.needs_input_grad
+    d_rows = d_cols = d_h = d_epsilon = None
+    weight = grad.unsqueeze(-1)
+    if need_cols:
+        back = apply(cols, rows, h, f, epsilon, torch.cat([weight, weight * rows], -1), ctx.kind)
+        d_h, d_cols = -back[..., 0], -back[..., 1:]
+    elif need_h:
+        d_h = -apply(cols, rows, h, f, epsilon, weight, ctx.kind)[..., 0]
+    if need_rows or need_epsilon:
+        values = torch.cat([cols, _finite(h).unsqueeze(-1).expand(*_lead(h, cols, 1, 2), -1, 1)], -1)
+        mean = apply(rows, cols, f, h, epsilon, values, ctx.kind)
+        d_rows = -weight * mean[..., :-1]
+        if need_epsilon:
+            energy = _finite(out) + mean[..., -1] + (rows * mean[..., :-1]).sum(-1)
+            d_epsilon = (grad * energy).sum(-1) / epsilon
+    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), _fit(d_epsilon, epsilon), None
+
+
+def _lead(a: Tensor, b: Tensor, a_dims: int, b_dims: int) -> torch.Size:
+    return torch.broadcast_shapes(a.shape[: a.dim() - a_dims], b.shape[: b.dim() - b_dims])
+
+
+def _save_cmin(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.kind = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _cmin_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    _only_dot(ctx.kind)
+    rows, cols, h, index = ctx.saved_tensors
+    batch, (m, d) = index.shape[:-1], cols.shape[-2:]
+    where = index.unsqueeze(-1).expand(*index.shape, d)
+    d_rows = -grad.unsqueeze(-1) * cols.expand(*batch, m, d).gather(-2, where)
+    d_cols = rows.new_zeros((*batch, m, d)).scatter_add(-2, where, -grad.unsqueeze(-1) * rows)
+    d_h = rows.new_zeros((*batch, m)).scatter_add(-1, index, -grad)
+    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), None
+
+
+def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    _only_dot(ctx.kind)
+    rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
+    scale = epsilon.unsqueeze(-1)  # for (*batch, n)
+    back = apply(cols, rows, g, f, epsilon, grad, ctx.kind)  # P^T grad, (*batch, m, k)
+    d_f = (grad * out).sum(-1) / scale
+    d_g = (v * back).sum(-1) / scale
+    need_rows, need_cols, _, _, need_epsilon, *_ = ctx.needs_input_grad
+    d_rows = d_cols = d_epsilon = None
+    if need_rows or need_epsilon:
+        d_rows = _weighted(rows, cols, f, g, epsilon, grad, v, cols, ctx.kind) / scale.unsqueeze(-1)
+    if need_cols:
+        d_cols = _weighted(cols, rows, g, f, epsilon, v, grad, rows, ctx.kind) / scale.unsqueeze(-1)
+    if need_epsilon:
+        assert d_rows is not None
+        terms = (_finite(f) * d_f).sum(-1) + (_finite(g) * d_g).sum(-1) + (rows * d_rows).sum((-1, -2))
+        d_epsilon = -terms / epsilon
+    pairs = ((d_rows, rows), (d_cols, cols), (d_f, f), (d_g, g), (d_epsilon, epsilon), (back, v))
+    return *(_fit(a, b) for a, b in pairs), None
+
+
+def _weighted(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
+) -> Tensor:
+    if left.shape[-1] == 1:  # the weight is a product, and `apply` has all derivatives
+        return left * apply(rows, cols, f, g, epsilon, right * v, kind)
+    return weighted_apply(rows, cols, f, g, epsilon, left, right, v, kind)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.kind = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # A third derivative: plain tiles, and no fourth.
+    _only_dot(ctx.kind)
+    inputs = ctx.saved_tensors[:-1]
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        rows, cols, f, g, epsilon, left, right, v = leaves
+        pairs = reference.Pairs((rows,), (cols,), lambda r, c: -(r[0] @ c[0].mT), (rows.shape[-2], cols.shape[-2]))
+
+        def one(c: Tensor, f: Tensor, rest: Tensor, g: Tensor, right: Tensor, v: Tensor, eps: Tensor) -> Any:
+            e = eps[..., None, None] if eps.dim() else eps
+            p = torch.exp((f.unsqueeze(-1) + g.unsqueeze(-2) - c) / e)
+            return ((p * (rest.mT @ right.mT)) @ v,)
+
+        # row arguments are cut along their last axis
+        parts = reference._tiled(pairs, grad.shape[:-2].numel(), one, (f, left.mT), (g, right, v, epsilon))
+        out = reference._join(parts, dim=-2)
+        gradients = torch.autograd.grad(out, leaves, grad.detach(), allow_unused=True)
+    return *gradients, None
+
+
+torch.library.register_autograd("brenier::softmin", _softmin_backward, setup_context=_save_softmin, lib=_library)
+torch.library.register_autograd("brenier::cmin", _cmin_backward, setup_context=_save_cmin, lib=_library)
+torch.library.register_autograd("brenier::apply", _apply_backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("brenier::weighted_apply", _weighted_apply_backward, setup_context=_save, lib=_library)

@@ -1,0 +1,102 @@
+// The pairwise kernels for Python. Arrays come as addresses: kernels/native.py owns them, checks them and keeps them
+// alive during the call.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "pairwise.hpp"
+
+namespace nb = nanobind;
+
+namespace brenier {
+namespace {
+
+// What this machine can run, the best first.
+template <class T>
+const std::vector<Engine<T>>& engines() {
+    static const std::vector<Engine<T>> all = [] {
+        std::vector<Engine<T>> out;
+#ifdef BRENIER_AVX512
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+            out.push_back(avx512_engine<T>());
+        }
+#endif
+#ifdef BRENIER_AVX2
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) out.push_back(avx2_engine<T>());
+#endif
+        out.push_back(plain_engine<T>());
+        return out;
+    }();
+    return all;
+}
+
+std::size_t chosen = 0;  // an index of engines(); guarded by the GIL
+
+std::vector<std::string> simd_levels() {
+    std::vector<std::string> out;
+    for (const auto& e : engines<float>()) out.emplace_back(e.name);
+    return out;
+}
+
+std::string simd() { return engines<float>()[chosen].name; }
+
+void set_simd(const std::string& name) {
+    const auto levels = simd_levels();
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+        if (levels[i] == name) {
+            chosen = i;
+            return;
+        }
+    }
+    throw std::invalid_argument("simd: expected a level of simd_levels(), got " + name);
+}
+
+template <class T>
+void call(int op, int kind, const std::vector<std::int64_t>& sizes, const std::vector<std::uintptr_t>& at,
+          const std::vector<std::int64_t>& step, int threads) {
+    const auto in = [&](int i) { return reinterpret_cast<const T*>(at[i]); };
+    Task<T> t{};
+    t.op = static_cast<Op>(op);
+    t.kind = static_cast<Kind>(kind);
+    t.n = sizes[1], t.m = sizes[2], t.d = sizes[3], t.k = sizes[4], t.r = sizes[5];
+    t.rows = in(0), t.cols = in(1), t.f = in(2), t.g = in(3);
+    t.vectors = in(4), t.left = in(5), t.right = in(6), t.term = in(7);
+    const auto* epsilon = reinterpret_cast<const double*>(at[8]);
+    t.out = reinterpret_cast<T*>(at[9]);
+    t.cost = reinterpret_cast<T*>(at[10]);
+    t.index = reinterpret_cast<std::int64_t*>(at[11]);
+    t.epsilon = epsilon[0];
+    const Steps steps{step[0], step[1], step[2], step[3], step[4], step[5], step[6], step[7]};
+    const Engine<T>& engine = engines<T>()[chosen];
+    nb::gil_scoped_release release;
+    pairwise(t, steps, epsilon, sizes[0], threads, engine);
+}
+
+void pairwise_call(int op, int kind, bool is_double, const std::vector<std::int64_t>& sizes,
+                   const std::vector<std::uintptr_t>& at, const std::vector<std::int64_t>& step, int threads) {
+    if (sizes.size() != 6 || at.size() != 12 || step.size() != 8) {
+        throw std::invalid_argument("pairwise: expected 6 sizes, 12 addresses and 8 steps");
+    }
+    if (is_double) {
+        call<double>(op, kind, sizes, at, step, threads);
+    } else {
+        call<float>(op, kind, sizes, at, step, threads);
+    }
+}
+
+}  // namespace
+
+void bind_pairwise(nb::module_& m) {
+    m.def("pairwise", &pairwise_call, nb::arg("op"), nb::arg("kind"), nb::arg("is_double"), nb::arg("sizes"),
+          nb::arg("addresses"), nb::arg("steps"), nb::arg("threads"));
+    m.def("simd_levels", &simd_levels, "Instruction sets that this build and this machine share, the best first.");
+    m.def("simd", &simd, "The instruction set in use.");
+    m.def("set_simd", &set_simd, nb::arg("name"), "Use another instruction set; for tests and benchmarks.");
+}
+
+}  // namespace brenier

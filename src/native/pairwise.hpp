@@ -1,0 +1,72 @@
+// Sums and minima over all pairs of two clouds, without the n x m matrix: what one call is, and who can run it.
+#pragma once
+
+#include <cstdint>
+
+namespace brenier {
+
+// What is computed for each row i, with c_ij the cost, z_ij = (f_i + g_j - c_ij) / epsilon and P_ij = exp(z_ij).
+enum class Op {
+    softmin,  // -epsilon log sum_j exp((g_j - c_ij) / epsilon)
+    cmin,     // min_j (c_ij - g_j), and the smallest j that attains it
+    apply,    // sum_j P_ij w_j, or sum_j P_ij <left_i, right_j> w_j
+    moments,  // sum_j P_ij and sum_j P_ij (c_ij + term_j)
+    matvec,   // sum_j c_ij w_j
+};
+
+enum class Kind { dot, l1, l2, linf };  // c = -<x, y>, |x - y|_1, |x - y|_2, |x - y|_inf
+
+// One problem; every array is dense and row-major.
+template <class T>
+struct Task {
+    Op op;
+    Kind kind;
+    std::int64_t n, m, d;
+    std::int64_t k;  // columns of `vectors`
+    std::int64_t r;  // coordinates of `left` and `right`; 0 when they are absent
+    double epsilon;
+    const T* rows;     // (n, d)
+    const T* cols;     // (m, d)
+    const T* f;        // (n,)
+    const T* g;        // (m,)
+    const T* vectors;  // (m, k)
+    const T* left;     // (n, r)
+    const T* right;    // (m, r)
+    const T* term;     // (m,)
+    T* out;            // (n,) or (n, k)
+    T* cost;           // (n,), the second result of `moments`
+    std::int64_t* index;
+};
+
+// One translation unit per instruction set fills one of these per number type.
+template <class T>
+struct Engine {
+    const char* name;
+    std::int64_t row_tile;                                          // tasks are cut at multiples of this
+    std::int64_t (*packed_size)(const Task<T>&);                    // numbers: O(m (d + k + r))
+    std::int64_t (*scratch_size)(const Task<T>&, std::int64_t rows);  // bytes: O(rows k)
+    void (*pack)(const Task<T>&, T* packed);
+    void (*run)(const Task<T>&, const T* packed, std::int64_t begin, std::int64_t end, void* scratch);
+};
+
+template <class T>
+Engine<T> plain_engine();
+#ifdef BRENIER_AVX2
+template <class T>
+Engine<T> avx2_engine();
+#endif
+#ifdef BRENIER_AVX512
+template <class T>
+Engine<T> avx512_engine();
+#endif
+
+// `count` problems that differ by the steps, in numbers, from one to the next (0: shared by all).
+struct Steps {
+    std::int64_t rows, cols, f, g, vectors, left, right, term;
+};
+
+template <class T>
+void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, std::int64_t count, int threads,
+              const Engine<T>& engine);
+
+}  // namespace brenier

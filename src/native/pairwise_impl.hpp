@@ -1,0 +1,617 @@
+// The kernels, once, for any vector type V. Each translation unit that includes this compiles it for one instruction
+// set, so everything here is internal to it: nothing may leak to a unit that runs on a lesser machine.
+//
+// Columns are packed in panels of C vectors: first the numbers that belong to the columns (potential, right-hand
+// sides), then one line per coordinate. A tile is R rows against one panel; its R * C accumulators stay in
+// registers while the coordinates stream by, and the exponentials follow at once. Panels are visited in blocks that
+// fit the cache, each block by all rows of the task. Within a block sums are in T, from block to block in double.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include "pairwise.hpp"
+
+#if defined(__GNUC__)
+#define BRENIER_INLINE inline __attribute__((always_inline))
+#define BRENIER_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define BRENIER_INLINE inline
+#define BRENIER_INLINE_LAMBDA
+#endif
+
+namespace brenier {
+namespace {
+
+using std::int64_t;
+
+constexpr double kLn2 = 0.693147180559945309417232121458;
+constexpr double kInfinity = __builtin_huge_val();
+constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a second-level cache
+constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
+constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache
+constexpr int64_t kDirect = 4;               // right-hand sides up to here need no second product
+
+// f(0), ..., f(N - 1) with the index known to the compiler, so that arrays of vectors become registers.
+template <int N, class F>
+BRENIER_INLINE void each(F&& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) BRENIER_INLINE_LAMBDA {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
+
+template <class T>
+inline T least(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T>
+inline T most(T a, T b) {
+    return a < b ? b : a;
+}
+inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// Where things lie in the packed columns and in the scratch memory of a task.
+template <class V>
+struct Layout {
+    using T = typename V::scalar;
+    static constexpr int W = V::width, R = V::row_tile, C = V::col_tile, PW = W * C;
+
+    int64_t panels, direct, extra, panel, block;
+    int64_t right, values, value_panels;  // offsets of the packed `right` and `vectors`, and panels of the latter
+    int64_t size, state;                  // numbers of T packed; doubles of state per row
+    double scale;                         // costs times this are exponents of two
+
+    explicit Layout(const Task<T>& t) {
+        const bool gibbs = t.op == Op::softmin || t.op == Op::apply || t.op == Op::moments;
+        scale = gibbs ? 1.0 / (t.epsilon * kLn2) : 1.0;
+        panels = (t.m + PW - 1) / PW;
+        const bool stored = t.op == Op::apply && (t.k > kDirect || t.r > 0);
+        direct = t.op == Op::apply && !stored ? (t.k <= 2 ? t.k : kDirect) : 0;
+        extra = 1 + direct + (t.op == Op::moments);
+        panel = (extra + t.d) * PW;
+        value_panels = stored ? (t.k + PW - 1) / PW : 0;
+        right = panels * panel;
+        values = right + panels * t.r * PW;
+        size = values + value_panels * panels * PW * PW;
+        const int64_t per_column = (extra + t.d + t.r + value_panels * PW) * int64_t(sizeof(T));
+        block = least(kBlockBytes / per_column, stored ? kStoredCols : kBlockCols) / PW;
+        block = most(block, int64_t(1));
+        state = t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+    }
+};
+
+template <class V>
+int64_t packed_size(const Task<typename V::scalar>& t) {
+    return Layout<V>(t).size;
+}
+
+template <class V>
+int64_t scratch_size(const Task<typename V::scalar>& t, int64_t rows) {
+    using L = Layout<V>;
+    const L at(t);
+    const int64_t stored = at.value_panels ? 2 * L::R * at.block * L::PW : 0;
+    return round_up(rows, L::R) * at.state * int64_t(sizeof(double)) + stored * int64_t(sizeof(typename V::scalar));
+}
+
+template <class V>
+void pack(const Task<typename V::scalar>& t, typename V::scalar* packed) {
+    using T = typename V::scalar;
+    using L = Layout<V>;
+    const L at(t);
+    // Distances are scaled after the fact: scaling the coordinates first would blur the difference of near points.
+    const double coordinate = t.kind == Kind::dot ? at.scale : 1.0;
+    for (int64_t p = 0; p < at.panels; ++p) {
+        T* line = packed + p * at.panel;
+        const int64_t first = p * L::PW, some = least<int64_t>(L::PW, t.m - first);
+        const auto fill = [&](auto value, T padding) {
+            for (int64_t j = 0; j < some; ++j) line[j] = value(first + j);
+            for (int64_t j = some; j < L::PW; ++j) line[j] = padding;
+            line += L::PW;
+        };
+        if (t.op == Op::matvec) {
+            fill([&](int64_t j) { return t.vectors[j]; }, T(0));
+        } else {  // a column beyond the last has no mass
+            fill([&](int64_t j) { return T(double(t.g[j]) * at.scale); }, T(-kInfinity));
+        }
+        if (t.op == Op::moments) fill([&](int64_t j) { return t.term[j]; }, T(0));
+        for (int64_t q = 0; q < at.direct; ++q) {
+            fill([&](int64_t j) { return q < t.k ? t.vectors[j * t.k + q] : T(0); }, T(0));
+        }
+        for (int64_t c = 0; c < t.d; ++c) fill([&](int64_t j) { return T(t.cols[j * t.d + c] * coordinate); }, T(0));
+        line = packed + at.right + p * t.r * L::PW;
+        for (int64_t c = 0; c < t.r; ++c) fill([&](int64_t j) { return t.right[j * t.r + c]; }, T(0));
+    }
+    for (int64_t q = 0; q < at.value_panels; ++q) {
+        T* line = packed + at.values + q * at.panels * L::PW * L::PW;
+        const int64_t first = q * L::PW, some = least<int64_t>(L::PW, t.k - first);
+        for (int64_t j = 0; j < at.panels * L::PW; ++j, line += L::PW) {
+            for (int64_t c = 0; c < L::PW; ++c) line[c] = j < t.m && c < some ? t.vectors[j * t.k + first + c] : T(0);
+        }
+    }
+}
+
+template <class V>
+BRENIER_INLINE typename V::scalar greatest(V v) {
+    using T = typename V::scalar;
+    T lane[V::width];
+    v.store(lane);
+    T out = lane[0];
+    for (int i = 1; i < V::width; ++i) out = most(out, lane[i]);
+    return out;
+}
+
+// All tiles of R rows against `count` panels. `use.tile` receives, for Kind::dot, the inner products, plus the first
+// line of the panel where Fold says so (it is free as the start of the sum); else the distances.
+template <class V, Kind K, int D, bool Fold, class Use>
+BRENIER_INLINE void sweep(const typename V::scalar* const (&row)[V::row_tile], int64_t d,
+                          const typename V::scalar* panel, int64_t extra, int64_t stride, int64_t count, Use& use) {
+    constexpr int R = V::row_tile, C = V::col_tile, W = V::width, PW = W * C;
+    const int64_t dim = D > 0 ? D : d;
+    for (int64_t p = 0; p < count; ++p, panel += stride) {
+        V acc[R][C];
+        each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+            const V start = Fold ? V::load(panel + c * W) : V::set1(0);
+            each<R>([&](auto r) BRENIER_INLINE_LAMBDA { acc[r][c] = start; });
+        });
+        const auto coordinate = [&](int64_t k) BRENIER_INLINE_LAMBDA {
+            V y[C];
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA { y[c] = V::load(panel + (extra + k) * PW + c * W); });
+            each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+                const V x = V::set1(row[r][k]);
+                each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                    if constexpr (K == Kind::dot) {
+                        acc[r][c] = fma(x, y[c], acc[r][c]);
+                    } else {
+                        const V delta = x - y[c];
+                        if constexpr (K == Kind::l1) acc[r][c] = acc[r][c] + abs(delta);
+                        if constexpr (K == Kind::l2) acc[r][c] = fma(delta, delta, acc[r][c]);
+                        if constexpr (K == Kind::linf) acc[r][c] = max(acc[r][c], abs(delta));
+                    }
+                });
+            });
+        };
+        if constexpr (D > 0) {
+            each<D>([&](auto k) BRENIER_INLINE_LAMBDA { coordinate(k); });
+        } else {
+            for (int64_t k = 0; k < dim; ++k) coordinate(k);
+        }
+        if constexpr (K == Kind::l2) {
+            each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+                each<C>([&](auto c) BRENIER_INLINE_LAMBDA { acc[r][c] = sqrt(acc[r][c]); });
+            });
+        }
+        use.tile(acc, panel, p);
+    }
+}
+
+// The uses of a tile. `exponent` is (g_j - c_ij) scale: already the sum itself for Kind::dot with Fold.
+
+template <class V, Kind K>
+struct Use {
+    using T = typename V::scalar;
+    static constexpr int R = V::row_tile, C = V::col_tile, W = V::width, PW = W * C;
+    static constexpr bool fold = K == Kind::dot;
+    T scale;
+
+    BRENIER_INLINE V exponent(V acc, const T* panel, int c) const {
+        if constexpr (fold) return acc;
+        return fnma(acc, V::set1(scale), V::load(panel + c * W));
+    }
+};
+
+template <class V, Kind K>
+struct Largest : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    V best[Base::R];
+
+    explicit Largest(T scale) : Base{scale} {
+        each<Base::R>([&](auto r) { best[r] = V::set1(T(-kInfinity)); });
+    }
+    BRENIER_INLINE void tile(const V (&acc)[Base::R][Base::C], const T* panel, int64_t) {
+        each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                best[r] = max(this->exponent(acc[r][c], panel, c), best[r]);
+            });
+        });
+    }
+};
+
+template <class V, Kind K>
+struct LargestAt : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    V best[Base::R], at[Base::R];  // `at` counts vectors from the start of the block: exact in T
+
+    LargestAt() : Base{T(1)} {
+        each<Base::R>([&](auto r) {
+            best[r] = V::set1(T(-kInfinity));
+            at[r] = V::set1(T(0));
+        });
+    }
+    BRENIER_INLINE void tile(const V (&acc)[Base::R][Base::C], const T* panel, int64_t p) {
+        each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
+            const V here = V::set1(T(p * Base::C + c));
+            each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
+                const V z = this->exponent(acc[r][c], panel, c);
+                at[r] = where_greater(z, best[r], here, at[r]);  // strictly: the smallest index wins
+                best[r] = max(z, best[r]);
+            });
+        });
+    }
+};
+
+// sum_j 2^(exponent - shift), times each of the N lines after the first of the panel where N > 0.
+template <class V, Kind K, int N>
+struct Sum : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    static constexpr int lines = N > 0 ? N : 1;
+    T shift[Base::R];
+    V total[Base::R][lines];
+
+    explicit Sum(T scale) : Base{scale} {
+        each<Base::R>([&](auto r) {
+            each<lines>([&](auto q) { total[r][q] = V::set1(T(0)); });
+        });
+    }
+    BRENIER_INLINE void tile(const V (&acc)[Base::R][Base::C], const T* panel, int64_t) {
+        each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            const V s = V::set1(shift[r]);
+            each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                const V p = exp2(this->exponent(acc[r][c], panel, c) - s);
+                if constexpr (N == 0) {
+                    total[r][0] = total[r][0] + p;
+                } else {
+                    each<N>([&](auto q) BRENIER_INLINE_LAMBDA {
+                        total[r][q] = fma(p, V::load(panel + (1 + q) * Base::PW + c * Base::W), total[r][q]);
+                    });
+                }
+            });
+        });
+    }
+};
+
+// Keeps P for a product with many right-hand sides.
+template <class V, Kind K>
+struct Store : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    T shift[Base::R];
+    T* out;
+    int64_t stride;
+
+    BRENIER_INLINE void tile(const V (&acc)[Base::R][Base::C], const T* panel, int64_t p) {
+        each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            const V s = V::set1(shift[r]);
+            each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                exp2(this->exponent(acc[r][c], panel, c) - s).store(out + r * stride + p * Base::PW + c * Base::W);
+            });
+        });
+    }
+};
+
+// Multiplies what was stored by another inner product.
+template <class V>
+struct Weigh {
+    using T = typename V::scalar;
+    static constexpr int R = V::row_tile, C = V::col_tile, W = V::width;
+    T* out;
+    int64_t stride;
+
+    BRENIER_INLINE void tile(const V (&acc)[R][C], const T*, int64_t p) {
+        each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                T* at = out + r * stride + p * C * W + c * W;
+                (V::load(at) * acc[r][c]).store(at);
+            });
+        });
+    }
+};
+
+// Adds a finished tile to sums in double.
+template <class V>
+struct AddTo {
+    using T = typename V::scalar;
+    static constexpr int R = V::row_tile, C = V::col_tile, W = V::width;
+    double* out;  // (R, stride)
+    int64_t stride;
+
+    BRENIER_INLINE void tile(const V (&acc)[R][C], const T*, int64_t p) {
+        T lane[R][C * W];
+        each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA { acc[r][c].store(lane[r] + c * W); });
+        });
+        for (int r = 0; r < R; ++r) {
+            for (int i = 0; i < C * W; ++i) out[r * stride + p * C * W + i] += lane[r][i];
+        }
+    }
+};
+
+template <class V, Kind K>
+struct Moments : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    static constexpr bool fold = false;  // the cost itself is wanted
+    T shift[Base::R];
+    T unscale;
+    V mass[Base::R], cost[Base::R];
+
+    Moments(T scale, T unscale) : Base{scale}, unscale(unscale) {
+        each<Base::R>([&](auto r) { mass[r] = cost[r] = V::set1(T(0)); });
+    }
+    BRENIER_INLINE void tile(const V (&acc)[Base::R][Base::C], const T* panel, int64_t) {
+        each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            const V s = V::set1(shift[r]);
+            each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                const V g = V::load(panel + c * Base::W), term = V::load(panel + Base::PW + c * Base::W);
+                V z, price;
+                if constexpr (K == Kind::dot) {
+                    z = acc[r][c] + g;
+                    price = fnma(acc[r][c], V::set1(unscale), term);
+                } else {
+                    z = fnma(acc[r][c], V::set1(this->scale), g);
+                    price = acc[r][c] + term;
+                }
+                const V p = exp2(z - s);
+                mass[r] = mass[r] + p;
+                cost[r] = fma(p, price, cost[r]);
+            });
+        });
+    }
+};
+
+template <class V, Kind K>
+struct Product {
+    using T = typename V::scalar;
+    static constexpr int R = V::row_tile, C = V::col_tile, W = V::width;
+    static constexpr bool fold = false;
+    V total[R];
+
+    Product() {
+        each<R>([&](auto r) { total[r] = V::set1(T(0)); });
+    }
+    BRENIER_INLINE void tile(const V (&acc)[R][C], const T* panel, int64_t) {
+        each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+            const V w = V::load(panel + c * W);
+            each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+                total[r] = K == Kind::dot ? fnma(acc[r][c], w, total[r]) : fma(acc[r][c], w, total[r]);
+            });
+        });
+    }
+};
+
+// One task: rows [begin, end) of one problem, all columns.
+template <class V, Kind K, int D>
+struct Runner {
+    using T = typename V::scalar;
+    using L = Layout<V>;
+    static constexpr int R = L::R, C = L::C, W = L::W, PW = L::PW;
+
+    const Task<T>& task;
+    const L at;
+    const T* packed;
+    int64_t begin, end;
+    double* state;  // (rows, at.state)
+    T* kept;        // (R, columns of a block)
+
+    Runner(const Task<T>& t, const T* packed, int64_t begin, int64_t end, void* scratch)
+        : task(t), at(t), packed(packed), begin(begin), end(end), state(static_cast<double*>(scratch)),
+          kept(reinterpret_cast<T*>(state + round_up(end - begin, R) * at.state)) {}
+
+    // body(first row of the group, its state, first panel, number of panels)
+    template <class Body>
+    void blocks(Body body) {
+        for (int64_t p = 0; p < at.panels; p += at.block) {
+            const int64_t count = least(at.block, at.panels - p);
+            for (int64_t i = begin; i < end; i += R) body(i, state + (i - begin) * at.state, p, count);
+        }
+    }
+
+    // A group that sticks out at the end repeats the last row.
+    int64_t row(int64_t i, int r) const { return least(i + r, task.n - 1); }
+
+    template <class U>
+    BRENIER_INLINE void tiles(int64_t i, int64_t p, int64_t count, U& use) const {
+        const T* rows[R];
+        for (int r = 0; r < R; ++r) rows[r] = task.rows + row(i, r) * task.d;
+        sweep<V, K, D, U::fold>(rows, task.d, packed + p * at.panel, at.extra, at.panel, count, use);
+    }
+
+    template <class U>
+    void shift_by_f(int64_t i, U& use) const {
+        for (int r = 0; r < R; ++r) use.shift[r] = T(-double(task.f[row(i, r)]) * at.scale);
+    }
+
+    void fill(double value) {
+        for (int64_t s = 0; s < round_up(end - begin, R) * at.state; ++s) state[s] = value;
+    }
+
+    // state: the shift M and the sum S of 2^(z - M). M is a z that was seen, not always the largest: the sums of a
+    // block have room for 2^100 (float), and only a block that leaves it is visited again, with its true maximum.
+    static constexpr double room = sizeof(T) == 4 ? 0x1p100 : 0x1p900;
+
+    void softmin() {
+        fill(0);
+        for (int64_t i = begin; i < begin + round_up(end - begin, R); ++i) state[2 * (i - begin)] = -kInfinity;
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            double sums[R];
+            bool again[R];
+            for (int r = 0; r < R; ++r) again[r] = true;
+            if (p == 0) raise(i, s, p, 1, again);
+            if (!sum_block(i, s, p, count, sums, again)) {
+                raise(i, s, p, count, again);
+                sum_block(i, s, p, count, sums, again);
+            }
+            for (int r = 0; r < R; ++r) s[2 * r + 1] += sums[r];
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            const double *s = state + 2 * (i - begin), unscale = task.epsilon * kLn2;
+            const bool extreme = s[0] == -kInfinity || s[0] == kInfinity;  // no mass at all, or a column of infinite h
+            task.out[i] = T(extreme ? -s[0] : -(s[0] + std::log2(s[1])) * unscale);
+        }
+    }
+
+    // Moves the shift up to the largest z of these panels; only where it is needed, so that what a row gives does not
+    // depend on the rows beside it.
+    void raise(int64_t i, double* s, int64_t p, int64_t count, const bool (&needed)[R]) {
+        Largest<V, K> use(T(at.scale));
+        tiles(i, p, count, use);
+        for (int r = 0; r < R; ++r) {
+            const double top = greatest(use.best[r]);
+            if (needed[r] && top > s[2 * r]) {
+                s[2 * r + 1] = s[2 * r + 1] > 0 ? s[2 * r + 1] * std::exp2(s[2 * r] - top) : 0;
+                s[2 * r] = top;
+            }
+        }
+    }
+
+    bool sum_block(int64_t i, const double* s, int64_t p, int64_t count, double (&sums)[R], bool (&again)[R]) const {
+        Sum<V, K, 0> use(T(at.scale));
+        for (int r = 0; r < R; ++r) use.shift[r] = s[2 * r] > -kInfinity ? T(s[2 * r]) : T(0);
+        tiles(i, p, count, use);
+        bool good = true;
+        for (int r = 0; r < R; ++r) {
+            sums[r] = sum(use.total[r][0]);
+            again[r] = !(sums[r] < room) || s[2 * r] == -kInfinity;
+            good &= !again[r];
+        }
+        return good;
+    }
+
+    void cmin() {  // state: the largest g - c, and its column
+        fill(0);
+        for (int64_t i = begin; i < begin + round_up(end - begin, R); ++i) state[2 * (i - begin)] = -kInfinity;
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            LargestAt<V, K> use;
+            tiles(i, p, count, use);
+            for (int r = 0; r < R; ++r) {
+                T best[W], where[W];
+                use.best[r].store(best);
+                use.at[r].store(where);
+                double top = -kInfinity, column = 0;
+                for (int l = 0; l < W; ++l) {
+                    const double j = double(where[l]) * W + l;
+                    if (best[l] > top || (best[l] == top && j < column)) top = best[l], column = j;
+                }
+                if (top > s[2 * r]) s[2 * r] = top, s[2 * r + 1] = column + double(p * PW);
+            }
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            task.out[i] = T(-state[2 * (i - begin)]);
+            task.index[i] = int64_t(state[2 * (i - begin) + 1]);
+        }
+    }
+
+    template <int N>
+    void apply_direct() {
+        fill(0);
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            Sum<V, K, N> use(T(at.scale));
+            shift_by_f(i, use);
+            tiles(i, p, count, use);
+            for (int r = 0; r < R; ++r) {
+                for (int q = 0; q < N; ++q) s[r * N + q] += sum(use.total[r][q]);
+            }
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            for (int64_t q = 0; q < task.k; ++q) task.out[i * task.k + q] = T(state[(i - begin) * N + q]);
+        }
+    }
+
+    void apply_stored() {
+        fill(0);
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            const int64_t cols = count * PW;
+            Store<V, K> use{{T(at.scale)}, {}, kept, cols};
+            shift_by_f(i, use);
+            tiles(i, p, count, use);
+            const T* rows[R];
+            if (task.r > 0) {
+                for (int r = 0; r < R; ++r) rows[r] = task.left + row(i, r) * task.r;
+                Weigh<V> weigh{kept, cols};
+                sweep<V, Kind::dot, 0, false>(rows, task.r, packed + at.right + p * task.r * PW, 0, task.r * PW, count,
+                                              weigh);
+            }
+            for (int r = 0; r < R; ++r) rows[r] = kept + r * cols;
+            AddTo<V> add{s, at.state};
+            sweep<V, Kind::dot, 0, false>(rows, cols, packed + at.values + p * PW * PW, 0, at.panels * PW * PW,
+                                          at.value_panels, add);
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            for (int64_t q = 0; q < task.k; ++q) task.out[i * task.k + q] = T(state[(i - begin) * at.state + q]);
+        }
+    }
+
+    void moments() {
+        fill(0);
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            Moments<V, K> use(T(at.scale), T(task.epsilon * kLn2));
+            shift_by_f(i, use);
+            tiles(i, p, count, use);
+            for (int r = 0; r < R; ++r) {
+                s[2 * r] += sum(use.mass[r]);
+                s[2 * r + 1] += sum(use.cost[r]);
+            }
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            task.out[i] = T(state[2 * (i - begin)]);
+            task.cost[i] = T(state[2 * (i - begin) + 1]);
+        }
+    }
+
+    void matvec() {
+        fill(0);
+        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+            Product<V, K> use;
+            tiles(i, p, count, use);
+            for (int r = 0; r < R; ++r) s[r] += sum(use.total[r]);
+        });
+        for (int64_t i = begin; i < end; ++i) task.out[i] = T(state[i - begin]);
+    }
+
+    void run() {
+        switch (task.op) {
+            case Op::softmin: return softmin();
+            case Op::cmin: return cmin();
+            case Op::moments: return moments();
+            case Op::matvec: return matvec();
+            case Op::apply:
+                if (at.direct == 1) return apply_direct<1>();
+                if (at.direct == 2) return apply_direct<2>();
+                if (at.direct == kDirect) return apply_direct<kDirect>();
+                return apply_stored();
+        }
+    }
+};
+
+template <class V, Kind K>
+void run_kind(const Task<typename V::scalar>& t, const typename V::scalar* packed, int64_t begin, int64_t end,
+              void* scratch) {
+    // The smallest dimensions are unrolled in full: there a tile is mostly exponentials.
+    switch (t.d) {
+        case 2: return Runner<V, K, 2>(t, packed, begin, end, scratch).run();
+        case 3: return Runner<V, K, 3>(t, packed, begin, end, scratch).run();
+        default: return Runner<V, K, 0>(t, packed, begin, end, scratch).run();
+    }
+}
+
+template <class V>
+void run(const Task<typename V::scalar>& t, const typename V::scalar* packed, int64_t begin, int64_t end,
+         void* scratch) {
+    switch (t.kind) {
+        case Kind::dot: return run_kind<V, Kind::dot>(t, packed, begin, end, scratch);
+        case Kind::l1: return run_kind<V, Kind::l1>(t, packed, begin, end, scratch);
+        case Kind::l2: return run_kind<V, Kind::l2>(t, packed, begin, end, scratch);
+        case Kind::linf: return run_kind<V, Kind::linf>(t, packed, begin, end, scratch);
+    }
+}
+
+template <class V>
+Engine<typename V::scalar> engine(const char* name) {
+    return {name, V::row_tile, packed_size<V>, scratch_size<V>, pack<V>, run<V>};
+}
+
+}  // namespace
+}  // namespace brenier
