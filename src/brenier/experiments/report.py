@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ class Table:
         """Append a row; a sequence of numbers is one measurement a seed."""
         if len(cells) != len(self.columns):
             refuse(f"row {row!r}", f"{len(self.columns)} cells", len(cells))
+        if row in self.rows:
+            refuse(f"row {row!r}", "a new name", "one that the table holds")
         self.rows[row] = [_cell(c) for c in cells]
 
     @staticmethod
@@ -65,6 +68,10 @@ def _cell(value: Any) -> Any:
         return value
     if isinstance(value, Iterable):
         numbers = [float(v) for v in value]
+        if not numbers:
+            refuse("cell", "at least one number", "none")
+        if not all(map(math.isfinite, numbers)):  # statistics would raise
+            return {"mean": math.nan, "sd": math.nan, "n": len(numbers)}
         sd = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
         return {"mean": statistics.fmean(numbers), "sd": sd, "n": len(numbers)}
     return float(value)

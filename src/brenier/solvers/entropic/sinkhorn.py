@@ -116,7 +116,7 @@ class Sinkhorn(Solver[SinkhornState]):
         errors = state.error.reshape(-1)
         tol = self._tol(problem)
         if state.closing and bool((errors <= tol).all()):
-            return (Status.CONVERGED,) * len(errors)
+            return self.verdict(problem, state)
         if bool(torch.isnan(state.f).any() | torch.isnan(state.g).any()):
             bad = torch.isnan(state.f).any(-1).reshape(-1)
             return tuple(Status.DIVERGED if b else s for b, s in zip(bad, self.verdict(problem, state)))
@@ -124,7 +124,13 @@ class Sinkhorn(Solver[SinkhornState]):
 
     def verdict(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...]:
         tol = self._tol(problem)
-        return tuple(Status.CONVERGED if e <= tol else Status.MAX_ITER for e in state.error.reshape(-1).tolist())
+        # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
+        size = torch.maximum(state.f.abs().amax(-1), state.g.abs().amax(-1))
+        lost = torch.finfo(size.dtype).eps * size > state.level
+        return tuple(
+            Status.DIVERGED if r else Status.CONVERGED if e <= tol else Status.MAX_ITER
+            for e, r in zip(state.error.reshape(-1).tolist(), lost.reshape(-1).tolist())
+        )
 
     def _tol(self, problem: Problem) -> float:
         return self.tol if self.tol is not None else _DEFAULT_TOL[problem.a.dtype]
