@@ -204,6 +204,27 @@ class Mahalanobis(InnerProductCost):
             )
 
 
+def _cdist(x: Tensor, y: Tensor, p: float) -> Tensor:
+    return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class _EuclideanBlock(torch.autograd.Function):
+    """All distances of two clouds, with derivatives of any order that hold nothing of size n x m x d."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = _cdist(x, y, 2.0)
+        ctx.save_for_backward(x, y, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, y, distance = ctx.saved_tensors
+        apart = distance > 0  # the zero subgradient at x = y
+        w = torch.where(apart, grad / torch.where(apart, distance, 1), 0)
+        return x * w.sum(-1).unsqueeze(-1) - w @ y, y * w.sum(-2).unsqueeze(-1) - w.mT @ x
+
+
 @dataclass(frozen=True)
 class Lp(Cost):
     """c(x, y) = ||x - y||_p ^ power, with p >= 1 (also inf) and power > 0."""
@@ -224,10 +245,11 @@ class Lp(Cost):
         return self._power(torch.linalg.vector_norm(x - y, ord=self.p, dim=-1))
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
-            return super().block(x, y)  # cdist has no second derivative
-        distance = torch.cdist(x, y, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
-        return self._power(distance)
+        if not ((x.requires_grad or y.requires_grad) and torch.is_grad_enabled()):
+            return self._power(_cdist(x, y, self.p))
+        if self.p == 2:
+            return self._power(_EuclideanBlock.apply(x, y))
+        return super().block(x, y)  # cdist has no second derivative
 
     def _power(self, distance: Tensor) -> Tensor:
         if self.power == 1:
