@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran
 
 import brenier as library
 from brenier import data
@@ -20,6 +19,7 @@ from brenier.data import DataUnavailable
 from brenier.experiments import Claim, Report
 from brenier.experiments.report import provenance
 from brenier.systems.catalogue import CATALOGUE
+from conftest import Ran
 
 Cli = Callable[..., Ran]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Clouds, Ran
 
 import brenier as library
+from conftest import Clouds, Ran
 
 Cli = Callable[..., Ran]
 
