@@ -1,40 +1,12 @@
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The one JSON object on standard output."""
-        assert self.out.count("\n") == 1, self.out
-        found = json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-        assert isinstance(found, dict)
-        return found
-
-    @property
-    def complaint(self) -> str:
-        """The one line on standard error, of a refusal."""
-        assert self.code == 2, self
-        assert self.out == ""
-        assert self.err.count("\n") == 1, self.err
-        return self.err.strip()
+from cli_outcome import Clouds, Ran
 
 
 @pytest.fixture
@@ -54,15 +26,6 @@ def brenier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     yield run
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-
-
-class Clouds(NamedTuple):
-    """Two clouds and masses, as arrays."""
-
-    x: Array  # (20, 3)
-    y: Array  # (16, 3)
-    a: Array  # (20,)
-    b: Array  # (16,)
 
 
 @pytest.fixture(scope="session")

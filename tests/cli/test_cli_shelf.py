@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_outcome import Ran
 
 import brenier as library
 from brenier import data
@@ -19,7 +20,6 @@ from brenier.data import DataUnavailable
 from brenier.experiments import Claim, Report
 from brenier.experiments.report import provenance
 from brenier.systems.catalogue import CATALOGUE
-from conftest import Ran
 
 Cli = Callable[..., Ran]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cli_outcome import Clouds, Ran
 
 import brenier as library
-from conftest import Clouds, Ran
 
 Cli = Callable[..., Ran]
 
@@ -296,7 +296,8 @@ def test_the_table_says_what_the_object_says(brenier: Cli, pair: tuple[Path, Pat
     assert lines["status"] == "optimal: the potentials prove it"
     assert lines["points"] == "20 -> 16"
     assert lines["solver"].startswith("network-simplex (exact, and the 20 x 16 cost matrix")
-    assert "100.0000% of the mass" in ran.out
+    assert lines["plan"] == str(out / "p.npz")  # whole
+    assert lines["picture"] == str(out / "p.png")
     assert {"relative gap", "marginal errors", "time, memory", "iterations", "optimum between"} <= set(lines)
 
 
@@ -312,25 +313,32 @@ def test_written_plan_has_the_marginals(
     ran = brenier("solve", x, y, "--weights", "mass", "--epsilon", epsilon, form, "--out", out / "plan.npz", "--json")
     assert ran.code == 0
     assert ran.record["kept_mass"] == pytest.approx(1, abs=1e-6)
+    always = {"f", "g", "a", "b", "epsilon", "mapped"}
     with np.load(out / "plan.npz") as held:
         if form == "--sparse":
-            assert set(held.files) == {"shape", "rows", "cols", "mass", "f", "g", "mapped"}
+            assert set(held.files) == {"shape", "rows", "cols", "mass", *always}
             plan = np.zeros(held["shape"])
             np.add.at(plan, (held["rows"], held["cols"]), held["mass"])
             assert (held["mass"] > 0).all()
             if epsilon == "0":
                 assert len(held["mass"]) <= 20 + 16 - 1
         else:
-            assert set(held.files) == {"shape", "plan", "f", "g", "mapped"}
+            assert set(held.files) == {"shape", "plan", *always}
             plan = held["plan"]
         assert plan.shape == tuple(held["shape"]) == (20, 16)
         assert held["f"].shape == (20,)
         assert held["g"].shape == (16,)
         mapped = held["mapped"]
+        np.testing.assert_allclose(held["a"], clouds.a / clouds.a.sum(), rtol=1e-12)
+        np.testing.assert_allclose(held["b"], clouds.b / clouds.b.sum(), rtol=1e-12)
+        slack = held["f"][:, None] + held["g"] - ((clouds.x[:, None] - clouds.y) ** 2).sum(-1)
         if epsilon == "0":  # complementary slackness: the potentials price what is used
-            cost = ((clouds.x[:, None] - clouds.y) ** 2).sum(-1)
-            used = plan > 0
-            np.testing.assert_allclose((held["f"][:, None] + held["g"])[used], cost[used], atol=1e-9)
+            assert held["epsilon"] == 0
+            np.testing.assert_allclose(slack[plan > 0], 0, atol=1e-9)
+            assert slack.max() < 1e-9
+        else:
+            rebuilt = np.outer(held["a"], held["b"]) * np.exp(slack / held["epsilon"])
+            np.testing.assert_allclose(plan, rebuilt, atol=1e-9)
     np.testing.assert_allclose(plan.sum(1), clouds.a / clouds.a.sum(), atol=1e-6)
     np.testing.assert_allclose(plan.sum(0), clouds.b / clouds.b.sum(), atol=1e-6)
     np.testing.assert_allclose(mapped, plan @ clouds.y / plan.sum(1, keepdims=True), atol=1e-6)
@@ -340,7 +348,9 @@ def test_written_plan_has_the_marginals(
 def test_long_rows_are_cut_and_the_loss_is_told(brenier: Cli, tmp_path: Path, out: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = write(tmp_path / "x.npy", rng.normal(size=(5, 3))), write(tmp_path / "y.npy", rng.normal(size=(60, 3)))
-    record = brenier("solve", x, y, "--epsilon", "relative:0.5", "--out", out / "p.npz", "--json").record
+    arguments = ["solve", x, y, "--epsilon", "relative:0.5", "--out", out / "p.npz"]
+    assert "(the 32 largest entries of each row: " in brenier(*arguments).out
+    record = brenier(*arguments, "--json").record
     with np.load(out / "p.npz") as held:
         assert len(held["mass"]) == 5 * 32
         assert record["kept_mass"] == pytest.approx(held["mass"].sum())
