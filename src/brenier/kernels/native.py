@@ -5,7 +5,7 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 
 | operator | result | derivatives |
 |---|---|---|
-| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | any order but the third in rows and columns, for "dot" |
+| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | three times, for "dot" |
 | `brenier::cmin` | min_j (c_ij - h_j) and its first index | any order, for "dot" |
 | `brenier::apply` | sum_j P_ij v_j | twice, for "dot" |
 | `brenier::weighted_apply` | sum_j P_ij <left_i, right_j> v_j | once, for "dot" |
