@@ -231,3 +231,19 @@ def test_jinja_is_asked_for_when_it_is_missing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MissingExtra, match=message):
         write_site(tmp_path, tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+def test_records_are_strict_json_even_with_nan(tmp_path: Path) -> None:
+    report = Report("lot", "t", "smoke", [1])
+    report.claims.append(Claim.at_least("a measurement that failed", float("nan"), 0.5))
+    report.table("numbers", ("x",)).add("row", [1.0, float("nan")])
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is not JSON")
+
+    record = json.loads(report.save(tmp_path).read_text(), parse_constant=refuse)
+    assert record["claims"][0]["value"] is None
+    back = Report.from_json(record)
+    assert not back.claims[0].held
+    assert math.isnan(back.claims[0].value)
+    assert Table.show(back.tables[0].rows["row"][0]) == "nan"
