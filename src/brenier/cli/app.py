@@ -55,7 +55,7 @@ _MAX_PER_ROW = 32
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     try:
-        app()
+        app(prog_name="brenier")
     except (InvalidInput, MissingExtra) as error:
         _fail(str(error))
     except OSError as error:  # a disk that is full, a folder that may not be written
@@ -330,8 +330,8 @@ def _run_experiment(slug: str, preset: str, seed: int | None) -> Any:
 def _show_report(report: Any) -> None:
     from ..experiments.report import Table
 
-    seeds = ", ".join(map(str, report.seeds))
-    _out.print(f"\n[bold]{report.title}[/] ({report.preset}, seeds {seeds}, {report.provenance['seconds']} s)")
+    seeds = f"seeds {', '.join(map(str, report.seeds))}, " if report.seeds else ""
+    _out.print(f"\n[bold]{report.title}[/] ({report.preset}, {seeds}{report.provenance['seconds']} s)")
     for table in report.tables:
         shown = RichTable("", *table.columns, title=table.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for name, cells in table.rows.items():

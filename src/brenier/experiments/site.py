@@ -37,8 +37,9 @@ _PAGE = """<!doctype html>
 _REPORT = """{% extends "page" %}{% block body %}
 <p class="small"><a href="index.html">All reports</a></p>
 <h1>{{ r.title }}</h1>
-<p>System <code>{{ r.slug }}</code>, preset <b>{{ r.preset }}</b>, {{ r.seeds|length }}
-{{ "seed" if r.seeds|length == 1 else "seeds" }} ({{ r.seeds|join(", ") }}), {{ r.provenance.seconds }} s.</p>
+<p>System <code>{{ r.slug }}</code>, preset <b>{{ r.preset }}</b>,
+{% if r.seeds %}{{ "seed" if r.seeds|length == 1 else "seeds" }} {{ r.seeds|join(", ") }},{% endif %}
+{{ r.provenance.seconds }} s.</p>
 {% for d in r.data %}<p class="small">Data: {{ d }}</p>{% endfor %}
 {% for n in r.notes %}<p class="small">Note: {{ n }}</p>{% endfor %}
 {% if r.claims %}<h2>Claims</h2><div class="scroll"><table class="claims">
