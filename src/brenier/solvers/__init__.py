@@ -1,6 +1,7 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .exact.monotone import Monotone
@@ -17,6 +18,9 @@ __all__ = [
     "Method",
     "Monotone",
     "NetworkSimplex",
+    "OverRelaxation",
+    "Plain",
+    "Relaxation",
     "Schedule",
     "Sinkhorn",
     "Solver",
