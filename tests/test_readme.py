@@ -16,7 +16,5 @@ def test_the_example_runs():
 def test_the_table_lists_every_system_with_its_state():
     rows = re.findall(r"^\| (\S+) \| \[`(\S+)`\]\((\S+)\) \| (.+?) \| (\S.*?) \|$", README, re.MULTILINE)
     state = {True: "**on the shelf**", False: "planned"}
-    expected = [
-        (s.wing, s.slug, f"https://arxiv.org/abs/{s.arxiv}", s.summary, state[s.on_shelf]) for s in CATALOGUE
-    ]
+    expected = [(s.wing, s.slug, f"https://arxiv.org/abs/{s.arxiv}", s.summary, state[s.on_shelf]) for s in CATALOGUE]
     assert rows == expected

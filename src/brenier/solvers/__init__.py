@@ -1,9 +1,21 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.newton import Newton, SparseNewton
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
 
-__all__ = ["Fixed", "Halving", "Monotone", "NetworkSimplex", "Schedule", "Sinkhorn", "Solver", "run"]
+__all__ = [
+    "Fixed",
+    "Halving",
+    "Monotone",
+    "NetworkSimplex",
+    "Newton",
+    "Schedule",
+    "Sinkhorn",
+    "Solver",
+    "SparseNewton",
+    "run",
+]
