@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,28 @@ from torch import Tensor
 
 from .errors import refuse
 
-__all__ = ["Kind", "float_tensor", "kind_of", "matrix_kind", "plain", "same_place", "weights_tensor"]
+__all__ = [
+    "Kind",
+    "check_finite",
+    "float_tensor",
+    "is_count",
+    "is_real",
+    "kind_of",
+    "matrix_kind",
+    "plain",
+    "same_place",
+    "weights_tensor",
+]
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number, of Python or NumPy; True is not one."""
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive integer."""
+    return is_real(value) and isinstance(value, Integral) and int(value) >= 1
 
 
 def _is_frame(obj: Any) -> bool:
@@ -24,15 +46,14 @@ def plain(obj: Any, name: str) -> Any:
     if type(obj).__name__ == "AnnData":
         obj = obj.X
     if _is_frame(obj):
-        try:
-            return obj.to_numpy(dtype=np.float64)
-        except (TypeError, ValueError):
+        # asked of each column, as pandas would read text, dates and truth values as numbers
+        dtypes = list(obj.dtypes) if obj.ndim == 2 else [obj.dtype]
+        other = sorted({str(t) for t in dtypes if getattr(t, "kind", "O") not in "fiu"})
+        if other:
             refuse(
-                name,
-                "numeric columns",
-                "columns with other values",
-                "Select columns, e.g. frame[['u', 'v']].",
+                name, "numeric columns", ", ".join(other), "Select columns, e.g. frame[['u', 'v']], or convert them."
             )
+        return obj.to_numpy(dtype=np.float64, na_value=np.nan)
     if hasattr(obj, "toarray"):  # a SciPy sparse matrix
         return obj.toarray()
     return obj
@@ -63,6 +84,14 @@ def float_tensor(obj: Any, name: str) -> Tensor:
     if not obj.is_floating_point():
         return obj.double()
     return obj.float() if obj.dtype in (torch.float16, torch.bfloat16) else obj
+
+
+def check_finite(t: Tensor, name: str, expected: str, cure: str = "") -> None:
+    """Refuse NaN, infinity, and tensors on the meta device, which hold no values."""
+    if t.is_meta:
+        refuse(name, "a tensor with values", "one on the meta device")
+    if not torch.isfinite(t.detach()).all():
+        refuse(name, expected, "NaN or infinity", cure)
 
 
 def same_place(x: Tensor, x_name: str, y: Tensor, y_name: str) -> None:
@@ -98,8 +127,8 @@ def weights_tensor(weights: Any, size: int, name: str, like: Tensor) -> Tensor:
         refuse(name, f"a tensor on {like.device}", str(out.device), f"Move it with .to('{like.device}').")
     out = out.to(like.dtype)
     values = out.detach()
-    if not torch.isfinite(values).all():
-        refuse(name, "finite weights", "NaN or infinity")
+    check_finite(values, name, "finite weights")
+    check_finite(values.sum(-1), name, "a finite total mass", "Normalise: a / a.sum().")
     if (values < 0).any():
         refuse(name, "nonnegative weights", f"a minimum of {float(values.min()):.6g}")
     if (values.sum(-1) <= 0).any():

@@ -45,7 +45,8 @@ class Envelope(Adjoint):
         if isinstance(plan, GibbsPlan):
             assert epsilon is not None
             per_line = epsilon.unsqueeze(-1) if epsilon.dim() else epsilon
-            soft = problem.geometry.softmin(g + per_line * log_weights(problem.b), epsilon)
+            log_b = log_weights(problem.b).clamp(min=-1e30)  # finite, as eps x -inf has no derivative
+            soft = problem.geometry.softmin(g + per_line * log_b, epsilon)
             mass = (problem.a * ((f - soft) / per_line).exp()).sum(-1)
             surrogate = surrogate - epsilon * (mass - problem.a.sum(-1) * problem.b.sum(-1))
         elif isinstance(plan, SparsePlan):

@@ -91,10 +91,13 @@ def solve(
         (25.0, 0.0)
     """
     kind, geometry = _geometry(x, y, cost)
+    a, b = _same_rows(a, x, "a", "x"), _same_rows(b, y, "b", "y")
     if not isinstance(adjoint, Adjoint):
         refuse("adjoint", "an Adjoint such as Envelope()", repr(adjoint))
     if generator is not None and not isinstance(generator, torch.Generator):
         refuse("generator", "a torch.Generator or None", type(generator).__name__)
+    if callback is not None and not callable(callback):
+        refuse("callback", "a function of (iteration, state) or None", repr(callback))
     problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon)
     chosen, reason = _choose(solver, problem)
     chosen = _tuned(chosen, tol, max_iter)
@@ -114,6 +117,8 @@ def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
     if isinstance(x, Geometry):
         if y is not None:
             refuse("y", "None, as the geometry holds both sides", type(y).__name__)
+        if not (isinstance(cost, str) and cost == "sqeuclidean"):
+            refuse("cost", "none, as the geometry holds its own", repr(cost), "Give it to PointCloud(x, y, cost).")
         return x.kind, x
     if x is None or y is None:
         refuse(
@@ -132,8 +137,9 @@ def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
 
 
 def _same_columns(x: Any, y: Any) -> tuple[Any, Any]:
-    """Frames are matched by column name, not by position."""
-    names_x, names_y = getattr(x, "columns", None), getattr(y, "columns", None)
+    """Frames (and AnnData) are matched by the names of their columns (variables), not by position."""
+    annotated = hasattr(x, "var_names") and hasattr(y, "var_names")
+    names_x, names_y = (getattr(t, "var_names" if annotated else "columns", None) for t in (x, y))
     if names_x is None or names_y is None or list(names_x) == list(names_y):
         return x, y
     if set(names_x) != set(names_y) or len(names_x) != len(names_y):
@@ -142,7 +148,20 @@ def _same_columns(x: Any, y: Any) -> tuple[Any, Any]:
             f"x and y: expected frames with the same columns, got {', '.join(odd)} in one of them only. "
             "Select the shared columns of both."
         )
-    return x, y[list(names_x)]
+    return x, y[:, list(names_x)] if annotated else y[list(names_x)]
+
+
+def _same_rows(weights: Any, points: Any, name: str, points_name: str) -> Any:
+    """A Series of weights is matched to its points by label, not by position."""
+    labels, rows = getattr(weights, "index", None), getattr(points, "obs_names", getattr(points, "index", None))
+    if labels is None or rows is None or callable(labels) or callable(rows) or list(labels) == list(rows):
+        return weights
+    if len(labels) != len(rows) or not (labels.is_unique and set(labels) == set(rows)):
+        raise InvalidInput(
+            f"{name}: expected a Series with the index of {points_name}, got one with other labels. "
+            f"Use {name}.to_numpy() to go by position."
+        )
+    return weights.reindex(rows)
 
 
 def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], str]:

@@ -45,7 +45,8 @@ class Certificate:
         """Gap / |primal|; where the optimum is zero to rounding, relative to the size of its parts instead."""
         floor = 1e-12 * self.scale
         denominator = torch.maximum(self.primal.abs(), floor)
-        return torch.where(self.gap > 0, self.gap / denominator.clamp(min=torch.finfo(torch.float64).tiny), 0)
+        ratio = self.gap / denominator.clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.where(self.gap == 0, 0, ratio)  # NaN stays NaN
 
     def __str__(self) -> str:
         if self.primal.dim():

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
 
 __all__ = [
@@ -143,7 +144,8 @@ class Cosine(InnerProductCost):
 
     @staticmethod
     def _unit(x: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.where(norm > 0, x / torch.where(norm > 0, norm, 1), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +162,10 @@ class Mahalanobis(InnerProductCost):
     translation_invariant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        m = torch.as_tensor(self.precision)
-        if m.dim() != 2 or m.shape[0] != m.shape[1]:
+        m = float_tensor(self.precision, "Mahalanobis precision")
+        if m.dim() != 2 or m.shape[0] != m.shape[1] or not m.numel():
             refuse("Mahalanobis precision", "a square matrix (d, d)", f"shape {tuple(m.shape)}")
+        check_finite(m, "Mahalanobis precision", "finite entries")
         m = m.double()
         if not torch.allclose(m, m.mT, rtol=1e-6, atol=1e-9 * float(m.abs().max())):
             refuse("Mahalanobis precision", "a symmetric matrix", "an asymmetric one", "Use (M + M.T) / 2.")
@@ -201,6 +204,27 @@ class Mahalanobis(InnerProductCost):
             )
 
 
+def _cdist(x: Tensor, y: Tensor, p: float) -> Tensor:
+    return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class _EuclideanBlock(torch.autograd.Function):
+    """All distances of two clouds, with derivatives of any order that hold nothing of size n x m x d."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        distance = _cdist(x, y, 2.0)
+        ctx.save_for_backward(x, y, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, y, distance = ctx.saved_tensors
+        apart = distance > 0  # the zero subgradient at x = y
+        w = torch.where(apart, grad / torch.where(apart, distance, 1), 0)
+        return x * w.sum(-1).unsqueeze(-1) - w @ y, y * w.sum(-2).unsqueeze(-1) - w.mT @ x
+
+
 @dataclass(frozen=True)
 class Lp(Cost):
     """c(x, y) = ||x - y||_p ^ power, with p >= 1 (also inf) and power > 0."""
@@ -211,20 +235,21 @@ class Lp(Cost):
     translation_invariant: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.p >= 1:
-            refuse("Lp p", "a number >= 1 or math.inf", self.p)
-        if not (self.power > 0 and math.isfinite(self.power)):
-            refuse("Lp power", "a positive finite number", self.power)
+        if not (is_real(self.p) and self.p >= 1):
+            refuse("Lp p", "a number >= 1 or math.inf", repr(self.p))
+        if not (is_real(self.power) and 0 < self.power < math.inf):
+            refuse("Lp power", "a positive finite number", repr(self.power))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         # vector_norm has the zero subgradient at x = y
         return self._power(torch.linalg.vector_norm(x - y, ord=self.p, dim=-1))
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        if (x.requires_grad or y.requires_grad) and torch.is_grad_enabled():
-            return super().block(x, y)  # cdist has no second derivative
-        distance = torch.cdist(x, y, p=self.p, compute_mode="donot_use_mm_for_euclid_dist")
-        return self._power(distance)
+        if not ((x.requires_grad or y.requires_grad) and torch.is_grad_enabled()):
+            return self._power(_cdist(x, y, self.p))
+        if self.p == 2:
+            return self._power(_EuclideanBlock.apply(x, y))
+        return super().block(x, y)  # cdist has no second derivative
 
     def _power(self, distance: Tensor) -> Tensor:
         if self.power == 1:
@@ -299,7 +324,14 @@ class GraphGeodesic(Cost):
                 adjacency = sparse.coo_array((coo.values().numpy(), (index[0], index[1])), shape=tuple(coo.shape))
             else:
                 adjacency = adjacency.numpy()
-        graph = sparse.csr_array(adjacency)
+        try:
+            graph = sparse.csr_array(adjacency)
+        except (TypeError, ValueError):
+            refuse("adjacency", "a square matrix (V, V)", type(adjacency).__name__)
+        if graph.dtype.kind not in "fiub":
+            refuse("adjacency", "real edge lengths", f"dtype {graph.dtype}")
+        if not (is_real(power) and 0 < power < math.inf):
+            refuse("GraphGeodesic power", "a positive finite number", repr(power))
         if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
             refuse("adjacency", "a square matrix (V, V)", f"shape {graph.shape}")
         if graph.nnz and not graph.data.min() >= 0:
@@ -320,16 +352,19 @@ class GraphGeodesic(Cost):
             )
         return length.pow(self.power)
 
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.dim() > 2 or y.dim() > 2:
+            return super().block(x, y)
+        return self.matrix(x, y).to(x)
+
     def _nodes(self, x: Tensor, name: str) -> Tensor:
         nodes = x.detach().cpu()
         if nodes.dim() == 2 and nodes.shape[1] == 1:
             nodes = nodes[:, 0]
-        if nodes.dim() != 1 or (nodes != nodes.round()).any():
-            refuse(
-                f"{name} with GraphGeodesic",
-                "node indices of shape (n,) or (n, 1)",
-                f"shape {tuple(x.shape)}",
-            )
+        if nodes.dim() != 1:
+            refuse(f"{name} with GraphGeodesic", "node indices of shape (n,) or (n, 1)", f"shape {tuple(x.shape)}")
+        if (broken := nodes != nodes.round()).any():
+            refuse(f"{name} with GraphGeodesic", "whole numbers, the indices of nodes", f"{float(nodes[broken][0]):g}")
         nodes = nodes.long()
         if nodes.numel() and (int(nodes.min()) < 0 or int(nodes.max()) >= self.graph.shape[0]):
             refuse(f"{name} with GraphGeodesic", f"node indices in 0..{self.graph.shape[0] - 1}",
@@ -366,6 +401,9 @@ def as_cost(cost: str | Cost | Callable[[Tensor, Tensor], Tensor]) -> Cost:
         if cost not in _NAMED:
             refuse("cost", "one of " + ", ".join(map(repr, _NAMED)) + ", a Cost or a function", repr(cost))
         return _NAMED[cost]
+    given: Any = cost
+    if isinstance(given, type) and issubclass(given, Cost):
+        refuse("cost", "a Cost", f"the class {given.__name__}", f"Make one: {given.__name__}(...).")
     if callable(cost):
         return CallableCost(cost)
     refuse("cost", "a name, a Cost or a function of (x, y)", type(cost).__name__)

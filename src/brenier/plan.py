@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, float_tensor
+from ._inputs import Kind, float_tensor, is_count, is_real
 from .errors import refuse
 from .geometry import Geometry
 
@@ -78,9 +79,11 @@ class Plan(ABC):
     def __matmul__(self, v: Any) -> Any:
         """P v for v (*batch, m) or (*batch, m, k), without forming P."""
         v = float_tensor(v, "v").to(self._like())
-        vector = v.dim() == len(self.batch_shape) + 1
-        if v.shape[-1 if vector else -2] != self.shape[1]:
-            refuse("plan @ v", f"v with {self.shape[1]} rows", f"shape {tuple(v.shape)}")
+        lead = len(self.batch_shape)
+        vector = v.dim() == lead + 1
+        if v.dim() - lead not in (1, 2) or v.shape[: lead + 1] != (*self.batch_shape, self.shape[1]):
+            sizes = ", ".join(map(str, (*self.batch_shape, self.shape[1])))
+            refuse("plan @ v", f"v of shape ({sizes}) or ({sizes}, k)", f"shape {tuple(v.shape)}")
         out = self._matmul(v.unsqueeze(-1) if vector else v)
         return self.kind.per_row(out.squeeze(-1)) if vector else self.kind.array(out)
 
@@ -108,14 +111,20 @@ class Plan(ABC):
     def topk(self, k: int) -> Entries:
         """The k entries of most mass, in decreasing order (not for batches)."""
         self._no_batch("topk")
-        if not (isinstance(k, int) and k >= 1):
-            refuse("topk k", "a positive integer", repr(k))
+        _check_count("topk k", k)
         return self._out(self._topk(min(k, self.shape[0] * self.shape[1])))
 
     def entries(self, *, max_per_row: int | None = None, threshold: float = 0.0) -> Entries:
         """The entries with more mass than `threshold`; at most `max_per_row`, the largest, of each row."""
         self._no_batch("entries")
-        return self._out(self._entries(max_per_row, threshold))
+        return self._out(self._heavier(max_per_row, threshold))
+
+    def _heavier(self, max_per_row: int | None, threshold: float) -> Entries:
+        if max_per_row is not None:
+            _check_count("max_per_row", max_per_row)
+        if not (is_real(threshold) and 0 <= threshold < math.inf):
+            refuse("threshold", "a finite mass >= 0", repr(threshold))
+        return self._entries(max_per_row, float(threshold))
 
     def sparse(self, *, max_per_row: int | None = None, threshold: float = 0.0) -> Any:
         """The plan as a sparse matrix: a torch COO tensor, or a SciPy COO array for NumPy and pandas users.
@@ -125,7 +134,7 @@ class Plan(ABC):
             threshold: keep only entries with more mass than this.
         """
         self._no_batch("sparse")
-        rows, cols, mass = self._entries(max_per_row, threshold)
+        rows, cols, mass = self._heavier(max_per_row, threshold)
         mass = mass.to(self.geometry.dtype)
         if self.kind.name == "torch":
             with torch.sparse.check_sparse_tensor_invariants(False):
@@ -154,6 +163,12 @@ class Plan(ABC):
             if y is None:
                 refuse("barycentric y", "target positions (the geometry holds none)", "None", "Pass y=...")
         y = float_tensor(y, "y").to(self._like())
+        if y.dim() < 2 or y.shape[-2] != self.shape[1]:
+            refuse(
+                "barycentric y",
+                f"shape (*batch, {self.shape[1]}, k), one row for each target",
+                f"shape {tuple(y.shape)}",
+            )
         ones = y.new_ones((*y.shape[:-1], 1))
         both = self._matmul(torch.cat([y, ones], -1).expand(*self.batch_shape, -1, -1))
         return self.kind.points(both[..., :-1] / both[..., -1:], self.kind.rows_x)
@@ -175,11 +190,20 @@ class Plan(ABC):
         return f"{type(self).__name__}(shape={(*self.batch_shape, *self.shape)})"
 
 
+def _check_count(name: str, value: Any) -> None:
+    if not is_count(value):
+        refuse(name, "a positive integer", repr(value))
+
+
 class GibbsPlan(Plan):
-    """P_ij = exp((F_i + G_j - c_ij) / eps), with the marginals absorbed: F = f + eps log a."""
+    """P_ij = exp((F_i + G_j - c_ij) / eps), with the marginals absorbed: F = f + eps log a.
+
+    F, G and epsilon may be kept in float64 under a float32 geometry; what users receive has the geometry's dtype.
+    """
 
     def __init__(self, geometry: Geometry, F: Tensor, G: Tensor, epsilon: Tensor) -> None:
         self.geometry, self.F, self.G, self.epsilon = geometry, F, G, epsilon
+        self._exact = geometry if geometry.dtype == F.dtype else geometry.to(F.dtype)
         self.shape = geometry.shape
         self.batch_shape = F.shape[:-1]
 
@@ -187,14 +211,14 @@ class GibbsPlan(Plan):
         return self.epsilon.unsqueeze(-1) if self.epsilon.dim() else self.epsilon
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return self.geometry.apply(self.F, self.G, self.epsilon, v)
+        return self._exact.apply(self.F, self.G, self.epsilon, v.to(self.F)).to(v)
 
     def row_sums(self) -> Tensor:
         # through softmin: exact where the direct sum would overflow
-        return ((self.F - self.geometry.softmin(self.G, self.epsilon)) / self._per_line()).exp()
+        return ((self.F - self._exact.softmin(self.G, self.epsilon)) / self._per_line()).exp()
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        return self.geometry.moments(self.F, self.G, self.epsilon)
+        return self._exact.moments(self.F, self.G, self.epsilon)
 
     def scaled(self, u: Tensor | None = None, v: Tensor | None = None) -> GibbsPlan:
         F = self.F if u is None else self.F + self._per_line() * u.log()
@@ -211,15 +235,17 @@ class GibbsPlan(Plan):
         epsilon = float(self.epsilon)
         # exp(-r / eps) > threshold; without one, keep what float64 can tell from zero
         reach = epsilon * (-torch.tensor(threshold or 1e-300, dtype=torch.float64).log().item())
-        rows, cols, reduced = self.geometry.support(self.F, self.G, reach, max_per_row)
-        return Entries(rows, cols, (-reduced / epsilon).exp())
+        rows, cols, reduced = self._exact.support(self.F, self.G, reach, max_per_row)
+        mass = (-reduced / epsilon).exp()
+        keep = mass > threshold  # float32 underflows earlier
+        return Entries(rows[keep], cols[keep], mass[keep])
 
     def _topk(self, k: int) -> Entries:
-        rows, cols, reduced = self.geometry.smallest(self.F, self.G, k)
+        rows, cols, reduced = self._exact.smallest(self.F, self.G, k)
         return Entries(rows, cols, (-reduced / self.epsilon).exp())
 
     def _argmax(self) -> Tensor:
-        return self.geometry.cmin(self.G)[1]
+        return self._exact.cmin(self.G)[1]
 
 
 class SparsePlan(Plan):

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._inputs import weights_tensor
+from ._inputs import float_tensor, is_real, weights_tensor
 from .errors import InvalidInput, refuse
 from .geometry import Geometry
 
@@ -28,7 +29,7 @@ class Relative:
     fraction: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.fraction, int | float) and 0 < self.fraction < math.inf):
+        if not (is_real(self.fraction) and 0 < self.fraction < math.inf):
             refuse("Relative", "a positive finite fraction of the mean cost", repr(self.fraction))
 
 
@@ -80,7 +81,7 @@ class KL(Marginal):
     rho: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.rho, int | float) and 0 < self.rho < math.inf):
+        if not (is_real(self.rho) and 0 < self.rho < math.inf):
             refuse(
                 "KL rho",
                 "a positive finite number in cost units",
@@ -214,17 +215,17 @@ def _epsilon(epsilon: float | Relative | Tensor | None, problem: Problem) -> Ten
     like = problem.a
     if isinstance(epsilon, Relative):
         mean = problem.detach().geometry.mean_cost(problem.a.detach(), problem.b.detach())
-        if not (mean > 0).all():
+        if not ((mean > 0) & torch.isfinite(mean)).all():
             refuse(
                 "epsilon=Relative(...)",
-                "a positive mean cost",
+                "a positive finite mean cost",
                 f"{float(mean.min()):.6g}",
                 "Give epsilon as a number in cost units.",
             )
         return epsilon.fraction * mean.to(like.dtype)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float | Tensor):
+    if not (is_real(epsilon) or isinstance(epsilon, Tensor | np.ndarray)):
         refuse("epsilon", "a positive number, Relative(fraction) or None", repr(epsilon))
-    value = torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
+    value = float_tensor(epsilon, "epsilon").to(like)
     if value.dim() and value.shape != problem.batch_shape:
         refuse("epsilon", f"one number or shape {tuple(problem.batch_shape)}", f"shape {tuple(value.shape)}")
     if not ((value > 0) & torch.isfinite(value)).all():

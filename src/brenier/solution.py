@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, float_tensor
+from ._inputs import Kind, check_finite, float_tensor
 from .adjoint import Adjoint, Envelope
 from .certificate import Certificate, certify
 from .errors import refuse
@@ -203,7 +203,22 @@ class Solution:
     def _new_cloud(self, points: Any, geometry: Geometry) -> PointCloud:
         if not isinstance(geometry, PointCloud):
             refuse("new points", "a solution on a PointCloud", f"one on a {type(geometry).__name__}")
+        names, columns = self.kind.columns, getattr(points, "columns", None)
+        if names is not None and columns is not None:  # frames are matched by column name, not by position
+            if not set(names) <= set(columns):
+                missing = ", ".join(sorted(map(str, set(names) - set(columns))))
+                refuse("new points", "the columns of the solution's own points", f"a frame without {missing}")
+            points = points[list(names)]
         new = float_tensor(points, "new points").to(geometry.x)
+        if new.dim() < 2:
+            new = new.unsqueeze(-1)
+        if new.dim() < 2 or new.shape[-1] != geometry.x.shape[-1]:
+            refuse(
+                "new points",
+                f"shape (*batch, k, {geometry.x.shape[-1]}), like the solution's own",
+                f"shape {tuple(new.shape)}",
+            )
+        check_finite(new, "new points", "finite coordinates", "Drop or impute those rows.")
         return geometry.extend(x=new)
 
     @staticmethod

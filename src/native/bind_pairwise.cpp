@@ -1,12 +1,16 @@
 // The pairwise kernels for Python. Arrays come as addresses: kernels/native.py owns them, checks them and keeps them
 // alive during the call.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pairwise.hpp"
@@ -66,21 +70,23 @@ void call(int op, int kind, const std::vector<std::int64_t>& sizes, const std::v
     t.n = sizes[1], t.m = sizes[2], t.d = sizes[3], t.k = sizes[4], t.r = sizes[5];
     t.rows = in(0), t.cols = in(1), t.f = in(2), t.g = in(3);
     t.vectors = in(4), t.left = in(5), t.right = in(6), t.term = in(7);
-    const auto* epsilon = reinterpret_cast<const double*>(at[8]);
+    t.epsilon = in(8);
     t.out = reinterpret_cast<T*>(at[9]);
-    t.cost = reinterpret_cast<T*>(at[10]);
-    t.index = reinterpret_cast<std::int64_t*>(at[11]);
-    t.epsilon = epsilon[0];
-    const Steps steps{step[0], step[1], step[2], step[3], step[4], step[5], step[6], step[7]};
+    if (t.op == Op::cmin) {
+        t.index = reinterpret_cast<std::int64_t*>(at[10]);
+    } else {
+        t.cost = reinterpret_cast<T*>(at[10]);
+    }
+    const Steps steps{step[0], step[1], step[2], step[3], step[4], step[5], step[6], step[7], step[8]};
     const Engine<T>& engine = engines<T>()[chosen];
     nb::gil_scoped_release release;
-    pairwise(t, steps, epsilon, sizes[0], threads, engine);
+    pairwise(t, steps, sizes[0], threads, engine);
 }
 
 void pairwise_call(int op, int kind, bool is_double, const std::vector<std::int64_t>& sizes,
                    const std::vector<std::uintptr_t>& at, const std::vector<std::int64_t>& step, int threads) {
-    if (sizes.size() != 6 || at.size() != 12 || step.size() != 8) {
-        throw std::invalid_argument("pairwise: expected 6 sizes, 12 addresses and 8 steps");
+    if (sizes.size() != 6 || at.size() != 11 || step.size() != 9) {
+        throw std::invalid_argument("pairwise: expected 6 sizes, 11 addresses and 9 steps");
     }
     if (is_double) {
         call<double>(op, kind, sizes, at, step, threads);
@@ -89,11 +95,47 @@ void pairwise_call(int op, int kind, bool is_double, const std::vector<std::int6
     }
 }
 
+void exp2_call(bool is_double, std::uintptr_t x, std::uintptr_t out, std::int64_t count) {
+    if (is_double) {
+        engines<double>()[chosen].exp2(reinterpret_cast<const double*>(x), reinterpret_cast<double*>(out), count);
+    } else {
+        engines<float>()[chosen].exp2(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(out), count);
+    }
+}
+
+// Operations a second of one thread, with nothing else to do: the best of five.
+template <class T>
+double rate(T (*spin)(std::int64_t)) {
+    constexpr std::int64_t count = 1 << 26;
+    double best = 0;
+    volatile T kept;
+    for (int i = 0; i < 5; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        kept = spin(count);
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        best = std::max(best, count / seconds.count());
+    }
+    (void)kept;
+    return best;
+}
+
+template <class T>
+std::pair<double, double> rates() {
+    const Engine<T>& engine = engines<T>()[chosen];
+    return {rate(engine.spin_fma), rate(engine.spin_exp2)};
+}
+
+std::pair<double, double> rates_call(bool is_double) { return is_double ? rates<double>() : rates<float>(); }
+
 }  // namespace
 
 void bind_pairwise(nb::module_& m) {
     m.def("pairwise", &pairwise_call, nb::arg("op"), nb::arg("kind"), nb::arg("is_double"), nb::arg("sizes"),
           nb::arg("addresses"), nb::arg("steps"), nb::arg("threads"));
+    m.def("exp2", &exp2_call, nb::arg("is_double"), nb::arg("x"), nb::arg("out"), nb::arg("count"),
+          "2^x of an array, by the kernels' own exponential; for tests.");
+    m.def("rates", &rates_call, nb::arg("is_double"), nb::call_guard<nb::gil_scoped_release>(),
+          "Multiply-adds and exponentials a second of one thread: the ceilings of the kernels.");
     m.def("simd_levels", &simd_levels, "Instruction sets that this build and this machine share, the best first.");
     m.def("simd", &simd, "The instruction set in use.");
     m.def("set_simd", &set_simd, nb::arg("name"), "Use another instruction set; for tests and benchmarks.");

@@ -74,6 +74,7 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
 }  // namespace
 
 NB_MODULE(_native, module) {
+  module.doc() = "The compiled kernels: network simplex and pairwise operations.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
   brenier::bind_pairwise(module);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -55,7 +56,7 @@ void spread(int64_t items, int threads, Work work) {
 }
 
 template <class T>
-Task<T> nth(Task<T> task, const Steps& steps, const double* epsilon, int64_t i) {
+Task<T> nth(Task<T> task, const Steps& steps, int64_t i) {
     const auto move = [i](const T*& at, int64_t step) {
         if (at) at += i * step;
     };
@@ -67,7 +68,7 @@ Task<T> nth(Task<T> task, const Steps& steps, const double* epsilon, int64_t i) 
     move(task.left, steps.left);
     move(task.right, steps.right);
     move(task.term, steps.term);
-    task.epsilon = epsilon[i];
+    move(task.epsilon, steps.epsilon);
     task.out += i * task.n * (task.op == Op::apply ? task.k : 1);
     if (task.cost) task.cost += i * task.n;
     if (task.index) task.index += i * task.n;
@@ -77,8 +78,7 @@ Task<T> nth(Task<T> task, const Steps& steps, const double* epsilon, int64_t i) 
 }  // namespace
 
 template <class T>
-void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, int64_t count, int threads,
-              const Engine<T>& engine) {
+void pairwise(const Task<T>& first, const Steps& steps, int64_t count, int threads, const Engine<T>& engine) {
     if (count <= 0 || first.n <= 0) return;
     const int64_t pairs = first.n * first.m;
     const int64_t useful = std::max<int64_t>(1, count * pairs / kPairsPerThread);
@@ -97,7 +97,7 @@ void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, i
             }
             T* const columns = static_cast<T*>(packed[thread].get());
             for (int64_t i = item * group; i < std::min(count, (item + 1) * group); ++i) {
-                const Task<T> task = nth(first, steps, epsilon, i);
+                const Task<T> task = nth(first, steps, i);
                 engine.pack(task, columns);
                 for (int64_t row = 0; row < task.n; row += kRows) {
                     engine.run(task, columns, row, std::min(task.n, row + kRows), scratch[thread].get());
@@ -114,7 +114,7 @@ void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, i
     const int64_t rows = threads == 1 ? kRows : std::min(kRows, (share + tile - 1) / tile * tile);
     const int64_t bytes = engine.scratch_size(first, std::min(first.n, rows));
     for (int64_t i = 0; i < count; ++i) {
-        const Task<T> task = nth(first, steps, epsilon, i);
+        const Task<T> task = nth(first, steps, i);
         engine.pack(task, columns);
         std::vector<std::unique_ptr<void, Free>> scratch(threads);
         spread((task.n + rows - 1) / rows, threads, [&](int thread, int64_t item) {
@@ -124,7 +124,7 @@ void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, i
     }
 }
 
-template void pairwise<float>(const Task<float>&, const Steps&, const double*, int64_t, int, const Engine<float>&);
-template void pairwise<double>(const Task<double>&, const Steps&, const double*, int64_t, int, const Engine<double>&);
+template void pairwise<float>(const Task<float>&, const Steps&, int64_t, int, const Engine<float>&);
+template void pairwise<double>(const Task<double>&, const Steps&, int64_t, int, const Engine<double>&);
 
 }  // namespace brenier

@@ -24,7 +24,6 @@ struct Task {
     std::int64_t n, m, d;
     std::int64_t k;  // columns of `vectors`
     std::int64_t r;  // coordinates of `left` and `right`; 0 when they are absent
-    double epsilon;
     const T* rows;     // (n, d)
     const T* cols;     // (m, d)
     const T* f;        // (n,)
@@ -33,6 +32,7 @@ struct Task {
     const T* left;     // (n, r)
     const T* right;    // (m, r)
     const T* term;     // (m,)
+    const T* epsilon;  // one number; absent for cmin and matvec
     T* out;            // (n,) or (n, k)
     T* cost;           // (n,), the second result of `moments`
     std::int64_t* index;
@@ -47,6 +47,10 @@ struct Engine {
     std::int64_t (*scratch_size)(const Task<T>&, std::int64_t rows);  // bytes: O(rows k)
     void (*pack)(const Task<T>&, T* packed);
     void (*run)(const Task<T>&, const T* packed, std::int64_t begin, std::int64_t end, void* scratch);
+    // For the accuracy table and the ceilings of the benchmark: 2^x, and about so many of one operation and no more.
+    void (*exp2)(const T* x, T* out, std::int64_t count);
+    T (*spin_fma)(std::int64_t count);
+    T (*spin_exp2)(std::int64_t count);
 };
 
 template <class T>
@@ -62,11 +66,10 @@ Engine<T> avx512_engine();
 
 // `count` problems that differ by the steps, in numbers, from one to the next (0: shared by all).
 struct Steps {
-    std::int64_t rows, cols, f, g, vectors, left, right, term;
+    std::int64_t rows, cols, f, g, vectors, left, right, term, epsilon;
 };
 
 template <class T>
-void pairwise(const Task<T>& first, const Steps& steps, const double* epsilon, std::int64_t count, int threads,
-              const Engine<T>& engine);
+void pairwise(const Task<T>& first, const Steps& steps, std::int64_t count, int threads, const Engine<T>& engine);
 
 }  // namespace brenier

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "pairwise.hpp"
@@ -27,7 +28,7 @@ namespace {
 using std::int64_t;
 
 constexpr double kLn2 = 0.693147180559945309417232121458;
-constexpr double kInfinity = __builtin_huge_val();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a second-level cache
 constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
 constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache
@@ -60,11 +61,12 @@ struct Layout {
     int64_t panels, direct, extra, panel, block;
     int64_t right, values, value_panels;  // offsets of the packed `right` and `vectors`, and panels of the latter
     int64_t size, state;                  // numbers of T packed; doubles of state per row
-    double scale;                         // costs times this are exponents of two
+    double scale, unscale;                // costs times `scale` are exponents of two
 
     explicit Layout(const Task<T>& t) {
         const bool gibbs = t.op == Op::softmin || t.op == Op::apply || t.op == Op::moments;
-        scale = gibbs ? 1.0 / (t.epsilon * kLn2) : 1.0;
+        unscale = gibbs ? double(*t.epsilon) * kLn2 : 1.0;
+        scale = 1.0 / unscale;
         panels = (t.m + PW - 1) / PW;
         const bool stored = t.op == Op::apply && (t.k > kDirect || t.r > 0);
         direct = t.op == Op::apply && !stored ? (t.k <= 2 ? t.k : kDirect) : 0;
@@ -447,9 +449,9 @@ struct Runner {
             for (int r = 0; r < R; ++r) s[2 * r + 1] += sums[r];
         });
         for (int64_t i = begin; i < end; ++i) {
-            const double *s = state + 2 * (i - begin), unscale = task.epsilon * kLn2;
+            const double* s = state + 2 * (i - begin);
             const bool extreme = s[0] == -kInfinity || s[0] == kInfinity;  // no mass at all, or a column of infinite h
-            task.out[i] = T(extreme ? -s[0] : -(s[0] + std::log2(s[1])) * unscale);
+            task.out[i] = T(extreme ? -s[0] : -(s[0] + std::log2(s[1])) * at.unscale);
         }
     }
 
@@ -547,7 +549,7 @@ struct Runner {
     void moments() {
         fill(0);
         blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
-            Moments<V, K> use(T(at.scale), T(task.epsilon * kLn2));
+            Moments<V, K> use(T(at.scale), T(at.unscale));
             shift_by_f(i, use);
             tiles(i, p, count, use);
             for (int r = 0; r < R; ++r) {
@@ -609,8 +611,45 @@ void run(const Task<typename V::scalar>& t, const typename V::scalar* packed, in
 }
 
 template <class V>
+void exp2_array(const typename V::scalar* x, typename V::scalar* out, int64_t count) {
+    typename V::scalar lane[V::width] = {};
+    for (int64_t i = 0; i < count; i += V::width) {
+        const int64_t some = least<int64_t>(V::width, count - i);
+        for (int64_t l = 0; l < some; ++l) lane[l] = x[i + l];
+        exp2(V::load(lane)).store(lane);
+        for (int64_t l = 0; l < some; ++l) out[i + l] = lane[l];
+    }
+}
+
+// 12 chains that do not wait for each other; each feeds on itself, or the compiler would do it once.
+template <class V, class F>
+BRENIER_INLINE typename V::scalar spin(int64_t count, F f) {
+    constexpr int chains = 12;
+    V x[chains];
+    each<chains>([&](auto i) { x[i] = V::set1(typename V::scalar(0.01) * i); });
+    for (int64_t n = 0; n < count; n += chains * V::width) {
+        each<chains>([&](auto i) BRENIER_INLINE_LAMBDA { x[i] = f(x[i]); });
+    }
+    typename V::scalar out = 0;
+    each<chains>([&](auto i) { out += sum(x[i]); });
+    return out;
+}
+
+template <class V>
+typename V::scalar spin_fma(int64_t count) {
+    using T = typename V::scalar;
+    return spin<V>(count, [](V x) BRENIER_INLINE_LAMBDA { return fma(x, V::set1(T(0.5)), V::set1(T(0.25))); });
+}
+
+template <class V>
+typename V::scalar spin_exp2(int64_t count) {
+    return spin<V>(count, [](V x) BRENIER_INLINE_LAMBDA { return exp2(x); });
+}
+
+template <class V>
 Engine<typename V::scalar> engine(const char* name) {
-    return {name, V::row_tile, packed_size<V>, scratch_size<V>, pack<V>, run<V>};
+    return {name,    V::row_tile,    packed_size<V>, scratch_size<V>, pack<V>,
+            run<V>, exp2_array<V>, spin_fma<V>,    spin_exp2<V>};
 }
 
 }  // namespace

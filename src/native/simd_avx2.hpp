@@ -10,7 +10,7 @@ namespace {
 
 struct F32x8 {
     using scalar = float;
-    static constexpr int width = 8, row_tile = 4, col_tile = 2;
+    static constexpr int width = 8, row_tile = 6, col_tile = 2;
     __m256 v;
     static F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
@@ -44,7 +44,7 @@ inline F32x8 exp2(F32x8 x) {
 
 struct F64x4 {
     using scalar = double;
-    static constexpr int width = 4, row_tile = 4, col_tile = 2;
+    static constexpr int width = 4, row_tile = 6, col_tile = 2;
     __m256d v;
     static F64x4 load(const double* p) { return {_mm256_loadu_pd(p)}; }
     static F64x4 set1(double x) { return {_mm256_set1_pd(x)}; }

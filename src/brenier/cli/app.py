@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import time
 import warnings
@@ -14,14 +15,28 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from typer.core import TyperGroup
 
 from .._files import write_whole
 from ..errors import InvalidInput, MissingExtra, NotConvergedWarning, need, refuse
 
 __all__ = ["main"]
 
+
+class _Commands(TyperGroup):
+    """Ctrl-C ends with code 130: click would end with 1, which here means not converged."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _err.print("interrupted; what was not finished is not written", highlight=False)
+            raise SystemExit(130) from None
+
+
 app = typer.Typer(
     name="brenier",
+    cls=_Commands,
     help="Certified optimal transport: solve problems, run the systems, read the reports.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,12 +55,11 @@ _MAX_PER_ROW = 32
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     try:
-        app()
+        app(prog_name="brenier")
     except (InvalidInput, MissingExtra) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _err.print("interrupted; nothing was written")
-        raise SystemExit(130) from None
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        _fail(f"{error.filename or 'files'}: expected to read or write, got {error.strerror or error}.")
 
 
 def _fail(message: str) -> NoReturn:
@@ -91,10 +105,12 @@ def solve(
     from ..solution import Solution
     from .tables import read_points
 
-    names = columns.split(",") if columns else None
+    names = [name.strip() for name in columns.split(",")] if columns else None
     x = read_points(source, None if names is None else list(names), weights)
     y = read_points(target, None if names is None else list(names), weights)
     _check_outputs(out, plot)
+    if out is not None and not sparse and len(x.x) * len(y.x) > _DENSE_PLAN:
+        refuse("--dense", f"at most {_DENSE_PLAN:,} entries", f"{len(x.x):,} x {len(y.x):,}", "Use --sparse.")
     strength = _read_epsilon(epsilon)
     a, b = (None if p.weights is None else _normalised(p.weights, f) for p, f in ((x, source), (y, target)))
     order = _same_columns(x.names, y.names, source, target)
@@ -134,11 +150,17 @@ def solve(
         _draw(solution, plot)
     record["peak_mb"] = round(_peak_mb(), 1)
     if as_json:
-        sys.stdout.write(json.dumps(record) + "\n")
+        record["marginal_errors"] = [_finite(e) for e in record["marginal_errors"]]
+        sys.stdout.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
     else:
         _show_solution(record, solution.status.value, out, plot)
     if not solution.status.ok:
         raise typer.Exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_epsilon(text: str) -> Any:
@@ -182,7 +204,11 @@ def _check_outputs(out: Path | None, plot: Path | None) -> None:
         refuse("--out", "a file ending in .npz", repr(out.name))
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         refuse("--plot", "a file ending in .png, .svg or .pdf", repr(plot.name))
+    if plot is not None:
+        need("matplotlib", "plot", "--plot")
     for path in (out, plot):
+        if path is not None and path.is_dir():
+            refuse(str(path), "a file to write", "a folder")
         if path is not None and not path.resolve().parent.is_dir():
             refuse(str(path), "a folder that exists", str(path.parent), "Create it first.")
 
@@ -198,8 +224,6 @@ def _write_plan(solution: Any, path: Path, sparse: bool) -> float:
         arrays |= {"rows": rows, "cols": cols, "mass": mass}
         kept = float(np.sum(mass) / solution.problem.a.sum())
     else:
-        if n * m > _DENSE_PLAN:
-            refuse("--dense", f"at most {_DENSE_PLAN:,} entries", f"{n:,} x {m:,}", "Use --sparse.")
         arrays["plan"] = solution.plan.dense()
         kept = 1.0
     # with these the whole plan can be had again: P = a b exp((f + g - C) / epsilon)
@@ -291,19 +315,23 @@ def run(
 
 
 def _run_experiment(slug: str, preset: str, seed: int | None) -> Any:
+    from ..data import DataUnavailable
     from ..experiments import start
 
-    if _err.is_terminal:
-        with _err.status(f"{slug}: starting") as status:
-            return start(slug, preset, seed=seed, log=lambda line: status.update(f"{slug}: {line}"))
-    return start(slug, preset, seed=seed, log=lambda line: _err.print(f"{slug}: {line}", highlight=False))
+    try:
+        if _err.is_terminal:
+            with _err.status(f"{slug}: starting") as status:
+                return start(slug, preset, seed=seed, log=lambda line: status.update(f"{slug}: {line}"))
+        return start(slug, preset, seed=seed, log=lambda line: _err.print(f"{slug}: {line}", highlight=False))
+    except DataUnavailable as error:
+        _fail(str(error))
 
 
 def _show_report(report: Any) -> None:
     from ..experiments.report import Table
 
-    seeds = ", ".join(map(str, report.seeds))
-    _out.print(f"\n[bold]{report.title}[/] ({report.preset}, seeds {seeds}, {report.provenance['seconds']} s)")
+    seeds = f"seeds {', '.join(map(str, report.seeds))}, " if report.seeds else ""
+    _out.print(f"\n[bold]{report.title}[/] ({report.preset}, {seeds}{report.provenance['seconds']} s)")
     for table in report.tables:
         shown = RichTable("", *table.columns, title=table.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for name, cells in table.rows.items():

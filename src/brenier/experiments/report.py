@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,14 +50,16 @@ class Table:
         """Append a row; a sequence of numbers is one measurement a seed."""
         if len(cells) != len(self.columns):
             refuse(f"row {row!r}", f"{len(self.columns)} cells", len(cells))
+        if row in self.rows:
+            refuse(f"row {row!r}", "a new name", "one that the table holds")
         self.rows[row] = [_cell(c) for c in cells]
 
     @staticmethod
     def show(cell: Any) -> str:
         """A cell as text."""
         if isinstance(cell, Mapping):
-            mean = _number(cell["mean"])
-            return mean if cell["n"] == 1 else f"{mean} ± {_number(cell['sd'])}"
+            mean = "nan" if cell["mean"] is None else _number(cell["mean"])
+            return mean if cell["n"] == 1 or cell["mean"] is None else f"{mean} ± {_number(cell['sd'])}"
         return _number(cell) if isinstance(cell, float) else str(cell)
 
 
@@ -65,6 +68,10 @@ def _cell(value: Any) -> Any:
         return value
     if isinstance(value, Iterable):
         numbers = [float(v) for v in value]
+        if not numbers:
+            refuse("cell", "at least one number", "none")
+        if not all(map(math.isfinite, numbers)):  # statistics would raise
+            return {"mean": math.nan, "sd": math.nan, "n": len(numbers)}
         sd = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
         return {"mean": statistics.fmean(numbers), "sd": sd, "n": len(numbers)}
     return float(value)
@@ -141,7 +148,7 @@ class Report:
         return cls(
             **known,
             tables=[Table(t["title"], tuple(t["columns"]), dict(t["rows"])) for t in data["tables"]],
-            claims=[Claim(**c) for c in data["claims"]],
+            claims=[Claim(**{**c, "value": math.nan if c["value"] is None else c["value"]}) for c in data["claims"]],
         )
 
     def save(self, folder: Path) -> Path:
@@ -150,8 +157,18 @@ class Report:
         for name, image in self.images.items():
             write_whole(folder / name, image)
         path = folder / f"{self.slug}.json"
-        write_whole(path, (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        content = json.dumps(_strict(self.to_json()), indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(path, (content + "\n").encode())
         return path
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _strict(v) for k, v in value.items()}
+    return [_strict(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def provenance() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import refuse
+from ..errors import MissingExtra, refuse
 from ..systems.catalogue import find
 from .report import Report, provenance
 
@@ -45,16 +45,25 @@ def start(
         log: told what is going on, a line at a time.
 
     Raises:
-        InvalidInput: no such system, not on the shelf yet, or no such preset.
+        InvalidInput: no such system, not on the shelf yet, no such preset, or a negative seed.
+        MissingExtra: the experiment needs a package that is not installed.
     """
     system = find(slug)
     if not system.on_shelf:
         refuse("SLUG", "a system on the shelf", f"{slug!r}, which is planned", "`brenier list` shows what is ready.")
-    module: Any = importlib.import_module(system.experiment)
+    try:
+        module: Any = importlib.import_module(system.experiment)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "brenier":
+            raise
+        raise MissingExtra(package, "experiments", f"The experiment of {slug}") from error
     if preset not in module.PRESETS:
         refuse("preset", "one of " + ", ".join(module.PRESETS), repr(preset))
     config = module.PRESETS[preset]
     if seed is not None:
+        if seed < 0:
+            refuse("seed", "an integer >= 0", seed)
         config = replace(config, seeds=tuple(range(seed, seed + len(config.seeds))))
     begin = time.perf_counter()
     report: Report = module.run(config, log)

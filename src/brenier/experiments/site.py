@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_whole
-from ..errors import need
+from ..errors import need, refuse
 from .report import Report, Table
 
 __all__ = ["write_site"]
@@ -37,8 +37,9 @@ _PAGE = """<!doctype html>
 _REPORT = """{% extends "page" %}{% block body %}
 <p class="small"><a href="index.html">All reports</a></p>
 <h1>{{ r.title }}</h1>
-<p>System <code>{{ r.slug }}</code>, preset <b>{{ r.preset }}</b>, {{ r.seeds|length }}
-{{ "seed" if r.seeds|length == 1 else "seeds" }} ({{ r.seeds|join(", ") }}), {{ r.provenance.seconds }} s.</p>
+<p>System <code>{{ r.slug }}</code>, preset <b>{{ r.preset }}</b>,
+{% if r.seeds %}{{ "seed" if r.seeds|length == 1 else "seeds" }} {{ r.seeds|join(", ") }},{% endif %}
+{{ r.provenance.seconds }} s.</p>
 {% for d in r.data %}<p class="small">Data: {{ d }}</p>{% endfor %}
 {% for n in r.notes %}<p class="small">Note: {{ n }}</p>{% endfor %}
 {% if r.claims %}<h2>Claims</h2><div class="scroll"><table class="claims">
@@ -79,23 +80,31 @@ def write_site(results: Path, out: Path) -> Path:
 
     Returns:
         The path of `index.html`.
+
+    Raises:
+        InvalidInput: a JSON file is broken; nothing is written then.
     """
     jinja2 = need("jinja2", "experiments", "Writing a report")
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"page": _PAGE, "report": _REPORT, "index": _INDEX}), autoescape=True
     )
-    out.mkdir(parents=True, exist_ok=True)
 
     def render(name: str, **values: Any) -> bytes:
         return environment.get_template(name).render(style=_STYLE, show=Table.show, **values).encode()
 
     reports = []
     for path in sorted(results.glob("*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or "slug" not in content:
-            continue  # a benchmark's table, not a report
-        report = Report.from_json(content)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or "slug" not in content:
+                continue  # a benchmark's table, not a report
+            report = Report.from_json(content)
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            refuse(str(path), "the record of a report", why, "Run the experiment again, or remove the file.")
         reports.append(report)
+    out.mkdir(parents=True, exist_ok=True)
+    for report in reports:
         for figure in report.figures:
             source = results / figure["file"]
             if out.resolve() != results.resolve() and source.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Self
 
@@ -135,8 +136,15 @@ class Geometry(ABC):
         return dim % 2
 
     def _check_potential(self, h: Tensor, size: int, name: str = "h") -> None:
-        if h.shape[-1] != size:
+        if not isinstance(h, Tensor):
+            refuse(name, "a tensor", type(h).__name__, "Use torch.as_tensor.")
+        if h.dim() == 0 or h.shape[-1] != size:
             refuse(name, f"last axis of length {size}", f"shape {tuple(h.shape)}")
+
+    @staticmethod
+    def _check_epsilon(epsilon: float | Tensor) -> None:
+        if not isinstance(epsilon, Tensor) and not 0 < epsilon < math.inf:  # tensors unread, to spare a sync
+            refuse("epsilon", "a positive finite number in cost units", repr(epsilon))
 
 
 class PairGeometry(Geometry):
@@ -157,6 +165,7 @@ class PairGeometry(Geometry):
         if self._along(dim) == 0:
             return self.T.softmin(h, epsilon)
         self._check_potential(h, self.shape[1])
+        self._check_epsilon(epsilon)
         pairs, r, c = self._pairs()
         return r + kernels.softmin(pairs, h - c, epsilon)
 
@@ -173,6 +182,7 @@ class PairGeometry(Geometry):
             return self.T.apply(g, f, epsilon, v)
         self._check_potential(f, self.shape[0], "f")
         self._check_potential(g, self.shape[1], "g")
+        self._check_epsilon(epsilon)
         pairs, r, c = self._pairs()
         if vector := v.dim() == f.dim():
             v = v.unsqueeze(-1)

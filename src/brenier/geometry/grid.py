@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor
+from .._inputs import check_finite, float_tensor, is_real, same_place
 from ..errors import refuse
 from ..kernels import reference as kernels
 from ..kernels.reference import Pairs
@@ -48,19 +50,23 @@ class Grid(Geometry):
     ) -> None:
         if not axes:
             refuse("Grid axes", "at least one axis", "none")
-        if not p >= 1:
-            refuse("Grid p", "a number >= 1", p)
-        coordinates = []
+        if not (is_real(p) and 1 <= p < math.inf):
+            refuse("Grid p", "a finite number >= 1", repr(p))
+        if dtype not in (torch.float32, torch.float64):
+            refuse("Grid dtype", "torch.float32 or torch.float64", dtype)
+        coordinates: list[Tensor] = []
         for k, axis in enumerate(axes):
-            if isinstance(axis, int):
+            if isinstance(axis, Integral) and not isinstance(axis, bool):
                 if axis < 1:
                     refuse(f"Grid axis {k}", "at least one node", axis)
-                coordinates.append(torch.arange(axis, dtype=dtype, device=device))
+                coordinates.append(torch.arange(int(axis), dtype=dtype, device=device))
             else:
                 values = float_tensor(axis, f"Grid axis {k}")
                 if values.dim() != 1 or values.numel() == 0:
-                    refuse(f"Grid axis {k}", "coordinates of shape (N_k,)", f"shape {tuple(values.shape)}")
+                    refuse(f"Grid axis {k}", "a number of nodes or coordinates (N_k,)", f"shape {tuple(values.shape)}")
+                check_finite(values, f"Grid axis {k}", "finite coordinates")
                 coordinates.append(values)
+            same_place(coordinates[0], "Grid axis 0", coordinates[k], f"Grid axis {k}")
         self.p = float(p)
         self._set(*coordinates)
 
@@ -96,19 +102,20 @@ class Grid(Geometry):
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         self._along(dim)
         self._check_potential(h, self.shape[1])
+        self._check_epsilon(epsilon)
         return self._separable_softmin(h, epsilon, self._axis_costs())
 
     def _separable_softmin(self, h: Tensor, epsilon: float | Tensor, costs: list[Tensor]) -> Tensor:
+        """One axis after the other; a cost is (N_k, N_k), or (*batch, N_k, N_k)."""
         batch = h.shape[:-1]
         eps = torch.as_tensor(epsilon, dtype=h.dtype, device=h.device)
-        eps = eps.expand(batch) if eps.dim() else eps
-        h = h.reshape(*batch, *self.sizes)
+        per_problem = eps.expand(batch).reshape(-1, 1) if eps.dim() else eps
+        h = h.reshape(-1, *self.sizes)
         for k, c in enumerate(costs):
-            lines = h.movedim(len(batch) + k, -1)  # every grid line along axis k is one row of potentials
-            flat = lines.reshape(-1, self.sizes[k])
-            e = eps.reshape(-1).repeat_interleave(flat.shape[0] // eps.numel()) if eps.dim() else eps
-            out = kernels.softmin(_lines(c, len(flat)), flat, e)
-            h = -out.reshape(lines.shape).movedim(-1, len(batch) + k)
+            lines = h.movedim(1 + k, -1)  # every grid line along axis k is one row of potentials
+            flat = lines.reshape(len(h), -1, self.sizes[k])
+            out = kernels.softmin(_lines(c, flat.shape[:2]), flat, per_problem)
+            h = -out.reshape(lines.shape).movedim(-1, 1 + k)
         return -h.reshape(*batch, -1)
 
     def cmin(self, h: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -120,7 +127,8 @@ class Grid(Geometry):
         for k, c in enumerate(self._axis_costs()):
             axis = len(batch) + k
             lines = h.movedim(axis, -1)
-            values, best = kernels.cmin(_lines(c, lines[..., 0].numel()), lines.reshape(-1, self.sizes[k]))
+            flat = lines.reshape(1, -1, self.sizes[k])
+            values, best = kernels.cmin(_lines(c, flat.shape[:2]), flat)
             chosen = index.movedim(axis, -1).gather(-1, best.reshape(lines.shape))
             h = -values.reshape(lines.shape).movedim(-1, axis)
             index = chosen.movedim(-1, axis)
@@ -138,9 +146,11 @@ class Grid(Geometry):
             column = v[..., k]
             total = torch.zeros_like(f)
             for sign in (1, -1):
-                part = (sign * column).clamp(min=0)
+                part = sign * column
                 if bool((part > 0).any()):
-                    soft = self.softmin(g + per_line * part.log(), eps)
+                    # far below every other entry, yet finite: -inf would make the derivatives NaN
+                    log = torch.where(part > 0, torch.where(part > 0, part, 1).log(), -1e30)
+                    soft = self.softmin(g + per_line * log, eps)
                     total = total + sign * ((f - soft) / per_line).exp()
             columns.append(total)
         out = torch.stack(columns, -1)
@@ -154,11 +164,9 @@ class Grid(Geometry):
         axis_costs = self._axis_costs()
         for k, c in enumerate(axis_costs):
             # c exp(-c / eps) = exp(-(c - eps log c) / eps): the cost joins the kernel of its own axis
-            if eps.dim():
-                refuse("Grid with a batch of epsilon", "one epsilon", tuple(eps.shape), "Solve them one by one.")
             weighted = [*axis_costs]
-            weighted[k] = c - eps * c.log()
-            cost = cost + ((f - self._separable_softmin(g, eps, weighted)) / eps).exp()
+            weighted[k] = c - (eps[..., None, None] if eps.dim() else eps) * c.log()
+            cost = cost + ((f - self._separable_softmin(g, eps, weighted)) / per_line).exp()
         return mass, cost
 
     def _dense_pairs(self) -> Pairs:
@@ -200,7 +208,8 @@ class Grid(Geometry):
         return f"Grid({', '.join(map(str, self.sizes))}, p={self.p:g})"
 
 
-def _lines(c: Tensor, count: int) -> Pairs:
-    """The cost along one axis, shared by a batch of grid lines."""
-    k = c.shape[0]
-    return Pairs((c.expand(count, k, k),), (), lambda rows, cols: rows[0], (k, k))
+def _lines(c: Tensor, count: torch.Size) -> Pairs:
+    """The cost along one axis, shared by the grid lines (problems, lines) of each problem, without copies."""
+    k = c.shape[-1]
+    shared = c.reshape(-1, 1, k, k).expand(*count, k, k)
+    return Pairs((shared,), (), lambda rows, cols: rows[0], (k, k))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from .._inputs import float_tensor, matrix_kind
+from .._inputs import check_finite, float_tensor, matrix_kind
 from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
@@ -42,13 +41,7 @@ class CostMatrix(PairGeometry):
             refuse("cost matrix", "shape (*batch, n, m)", f"shape {tuple(cost.shape)}")
         if 0 in cost.shape:
             refuse("cost matrix", "at least one row and one column", f"shape {tuple(cost.shape)}")
-        if not torch.isfinite(cost.detach()).all():
-            refuse(
-                "cost matrix",
-                "finite entries",
-                "NaN or infinity",
-                "Replace forbidden pairs by a large finite cost.",
-            )
+        check_finite(cost, "cost matrix", "finite entries", "Replace forbidden pairs by a large finite cost.")
         self._set(cost)
 
     def _set(self, cost: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .._inputs import float_tensor, kind_of, same_place
+from .._inputs import check_finite, float_tensor, kind_of, same_place
 from ..costs import Cost, InnerProductCost, Lp, as_cost
 from ..errors import refuse
 from ..kernels.reference import Pairs
@@ -72,6 +72,8 @@ class PointCloud(PairGeometry):
         x = self._cloud(x, "x")
         y = x if y is None else self._cloud(y, "y")
         same_place(x, "x", y, "y")
+        for points, name in ((x, "x"), (y, "y")):
+            check_finite(points, name, "finite coordinates", "Drop or impute those rows.")
         if x.shape[-1] != y.shape[-1]:
             refuse(
                 "x and y",
@@ -99,8 +101,6 @@ class PointCloud(PairGeometry):
             refuse(name, "points of shape (*batch, n, d)", f"shape {tuple(out.shape)}")
         if 0 in out.shape:
             refuse(name, "at least one point and one coordinate", f"shape {tuple(out.shape)}")
-        if not torch.isfinite(out.detach()).all():
-            refuse(name, "finite coordinates", "NaN or infinity", "Drop or impute those rows.")
         return out
 
     def _set(self, x: Tensor, y: Tensor) -> None:

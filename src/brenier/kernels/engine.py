@@ -51,9 +51,14 @@ def use_engine(name: str) -> Iterator[None]:
         _choice.reset(token)
 
 
+def _chosen() -> str:
+    # torch.compile cannot trace a ContextVar: what it compiles is "auto"
+    return "auto" if torch.compiler.is_compiling() else _choice.get()
+
+
 def _native(pairs: Pairs, *others: Tensor | float, grad: bool = True) -> bool:
     """Whether the native engine takes this call. `grad`: it has derivatives for the kind "dot"."""
-    choice = _choice.get()
+    choice = _chosen()
     if choice == "reference":
         return False
     tensors = [*pairs.rows, *pairs.cols, *(t for t in others if isinstance(t, Tensor))]
@@ -63,7 +68,7 @@ def _native(pairs: Pairs, *others: Tensor | float, grad: bool = True) -> bool:
         native.available()
         and pairs.kind in native.KINDS
         and first.dtype in native.DTYPES
-        and all(t.dtype == first.dtype and t.device.type == "cpu" for t in tensors)
+        and all(t.dtype == first.dtype and t.is_cpu for t in tensors)
         and (not wanted or (grad and pairs.kind == "dot"))
     )
     if choice == "native" and not serves:
@@ -119,7 +124,7 @@ def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col
 
 def matvec(pairs: Pairs, v: Tensor) -> Tensor:
     """See `reference.matvec`. For the kind "dot" it is two small products, on any device."""
-    if pairs.kind == "dot" and _choice.get() != "reference":
+    if pairs.kind == "dot" and _chosen() != "reference":
         rows, cols, v64 = pairs.rows[0], pairs.cols[0], v.to(torch.float64)
         moment = cols.to(torch.float64).mT @ v64.unsqueeze(-1)
         return -(rows.to(torch.float64) @ moment).squeeze(-1).to(v.dtype)

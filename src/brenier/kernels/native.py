@@ -5,7 +5,7 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 
 | operator | result | derivatives |
 |---|---|---|
-| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | any order but the third in rows and columns, for "dot" |
+| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | three times, for "dot" |
 | `brenier::cmin` | min_j (c_ij - h_j) and its first index | any order, for "dot" |
 | `brenier::apply` | sum_j P_ij v_j | twice, for "dot" |
 | `brenier::weighted_apply` | sum_j P_ij <left_i, right_j> v_j | once, for "dot" |
@@ -25,7 +25,7 @@ from torch import Tensor
 from . import reference
 from .build import native as _native
 
-__all__ = ["DTYPES", "KINDS", "apply", "available", "cmin", "matvec", "row_moments", "softmin", "weighted_apply"]
+__all__ = ["DTYPES", "KINDS", "available"]
 
 KINDS = ("dot", "l1", "l2", "linf")
 DTYPES = (torch.float32, torch.float64)
@@ -47,63 +47,66 @@ def _dense(t: Tensor, batch: torch.Size, event_dims: int) -> tuple[Tensor, int]:
     return t, t.shape[lead:].numel()
 
 
+# Axes of one problem in the arguments of `_run`, and the axis that has the length of the rows (0) or columns (1).
+_AXES = (("rows", 2, 0), ("cols", 2, 1), ("f", 1, 0), ("g", 1, 1), ("vectors", 2, 1), ("left", 2, 0), ("right", 2, 1),
+         ("term", 1, 1), ("epsilon", 0, 0))  # fmt: skip
+
+
 def _run(
     op: int,
     kind: str,
     rows: Tensor,  # (*batch, n, d)
     cols: Tensor,  # (*batch, m, d)
-    *,
     f: Tensor | None = None,  # (*batch, n)
     g: Tensor | None = None,  # (*batch, m)
-    epsilon: Tensor | None = None,  # () or (*batch,)
     vectors: Tensor | None = None,  # (*batch, m, k)
     left: Tensor | None = None,  # (*batch, n, r)
     right: Tensor | None = None,  # (*batch, m, r)
     term: Tensor | None = None,  # (*batch, m)
+    epsilon: Tensor | None = None,  # (*batch,)
 ) -> tuple[Tensor, ...]:
     """Call the extension; batch axes broadcast."""
-    n, m, d = rows.shape[-2], cols.shape[-2], rows.shape[-1]
-    inputs = ((rows, 2), (cols, 2), (f, 1), (g, 1), (vectors, 2), (left, 2), (right, 2), (term, 1))
-    present = [(t, dims) for t, dims in inputs if t is not None]
-    batch = torch.broadcast_shapes(
-        *(t.shape[: t.dim() - dims] for t, dims in present), () if epsilon is None else epsilon.shape
-    )
-    for t, _ in present:
-        if t.dtype != rows.dtype or t.device.type != "cpu":
-            raise TypeError(f"native kernels: expected {rows.dtype} on the CPU, got {t.dtype} on {t.device}")
-    if cols.shape[-1] != d or any(
-        t is not None and t.shape[axis] != size
-        for t, axis, size in (
-            (f, -1, n), (g, -1, m), (term, -1, m), (vectors, -2, m), (left, -2, n), (right, -2, m)
-        )
-    ):  # fmt: skip
-        raise ValueError(f"native kernels: shapes {[tuple(t.shape) for t, _ in present]} do not fit each other")
-    kept, addresses, steps = [], [], []
-    for maybe, dims in inputs:
-        dense, step = (None, 0) if maybe is None else _dense(maybe, batch, dims)
-        kept.append(dense)  # alive until the call is over
-        addresses.append(0 if dense is None else dense.data_ptr())
+    inputs = (rows, cols, f, g, vectors, left, right, term, epsilon)
+    lengths, d, dtype = (rows.shape[-2], cols.shape[-2]), rows.shape[-1], rows.dtype
+    alone = True
+    for t, (name, dims, side) in zip(inputs, _AXES):
+        if t is None:
+            continue
+        if t.dtype != dtype or not t.is_cpu:
+            raise TypeError(f"native kernels: expected {name} of {dtype} on the CPU, got {t.dtype} on {t.device}")
+        if dims and t.shape[-dims] != lengths[side]:
+            raise ValueError(f"native kernels: expected {name} of length {lengths[side]}, got shape {tuple(t.shape)}")
+        alone = alone and t.dim() == dims
+    if cols.shape[-1] != d or (left is not None and right is not None and left.shape[-1] != right.shape[-1]):
+        raise ValueError("native kernels: expected the same number of coordinates on both sides")
+    shapes = [t.shape[: t.dim() - dims] for t, (_, dims, _) in zip(inputs, _AXES) if t is not None and not alone]
+    batch = torch.broadcast_shapes(*shapes) if shapes else torch.Size()
+    kept, addresses, steps = [], [], []  # `kept` stays alive until the call is over
+    for t, (_, dims, _) in zip(inputs, _AXES):
+        step = 0
+        if t is not None:
+            t, step = (t.contiguous(), 0) if alone else _dense(t, batch, dims)
+            kept.append(t)
+        addresses.append(0 if t is None else t.data_ptr())
         steps.append(step)
+    n, m = lengths
     k = 0 if vectors is None else vectors.shape[-1]
     r = 0 if left is None else left.shape[-1]
-    scales = rows.new_ones((), dtype=torch.float64) if epsilon is None else epsilon.to(torch.float64)
-    scales = scales.expand(batch).contiguous()
-    out = rows.new_empty((*batch, n, k) if op == _APPLY else (*batch, n))
-    cost = rows.new_empty((*batch, n)) if op == _MOMENTS else None
-    index = rows.new_empty((*batch, n), dtype=torch.int64) if op == _CMIN else None
-    extra = cost if index is None else index
+    out = torch.empty((*batch, n, k) if op == _APPLY else (*batch, n), dtype=dtype)
+    second = None  # the cost, or the index
+    if op in (_CMIN, _MOMENTS):
+        second = torch.empty((*batch, n), dtype=dtype if op == _MOMENTS else torch.int64)
     if out.numel() and m:
-        addresses += [scales.data_ptr(), out.data_ptr()]
-        addresses += [0 if t is None else t.data_ptr() for t in (cost, index)]
+        addresses += [out.data_ptr(), 0 if second is None else second.data_ptr()]
         sizes = [batch.numel(), n, m, d, k, r]
-        double, threads = rows.dtype == torch.float64, torch.get_num_threads()
+        threads = torch.get_num_threads()
         assert _native is not None
-        _native.pairwise(op, KINDS.index(kind), double, sizes, addresses, steps, threads)
+        _native.pairwise(op, KINDS.index(kind), dtype == torch.float64, sizes, addresses, steps, threads)
     else:  # an empty minimum or sum
         out.fill_(torch.inf if op in (_SOFTMIN, _CMIN) else 0)
-        if extra is not None:
-            extra.zero_()
-    return (out,) if extra is None else (out, extra)
+        if second is not None:
+            second.zero_()
+    return (out,) if second is None else (out, second)
 
 
 # The operators. `Library.define` rather than `custom_op`: a call costs a third, which counts for small problems.

@@ -86,8 +86,13 @@ def _tiled(
     one: Callable[..., tuple[Tensor, ...]],
     row_args: tuple[Tensor, ...],
     shared: tuple[Tensor, ...],
+    dim: int = -1,
 ) -> list[tuple[Tensor, ...]]:
-    """Call `one(c, *row_args, *shared)` on each tile; under autograd each tile is checkpointed."""
+    """Call `one(c, *row_args, *shared)` on each tile, whose rows are axis `dim` of the results.
+
+    Under autograd each tile is checkpointed. Otherwise the results go into one place at once: small tensors that
+    survive between tiles would pin freed memory, and the heap could grow to the size of the whole cost.
+    """
     k_rows, k_cols = len(pairs.rows), len(pairs.cols)
 
     def tile(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -96,8 +101,9 @@ def _tiled(
 
     everything = (*pairs.rows, *pairs.cols, *row_args, *shared)
     record = torch.is_grad_enabled() and any(t.requires_grad for t in everything)
-    out = []
-    for s in _row_slices(pairs, batch):
+    out: list[tuple[Tensor, ...]] = []
+    slices = _row_slices(pairs, batch)
+    for s in slices:
         args = (
             *(r[..., s, :] for r in pairs.rows),
             *pairs.cols,
@@ -106,9 +112,23 @@ def _tiled(
         )
         if record:
             out.append(checkpoint(tile, *args, use_reentrant=False, preserve_rng_state=False))
-        else:
-            out.append(tile(*args))
+            continue
+        parts = tile(*args)
+        if len(slices) == 1:
+            return [parts]
+        if not out:
+            out.append(tuple(_tall(p, dim, pairs.shape[0]) for p in parts))
+        for whole, part in zip(out[0], parts):
+            whole.narrow(dim, s.start, part.shape[dim]).copy_(part)
+        del args, parts, whole, part
     return out
+
+
+def _tall(part: Tensor, dim: int, n: int) -> Tensor:
+    """An empty tensor like a tile's result, with n rows on axis `dim`."""
+    shape = list(part.shape)
+    shape[dim] = n
+    return part.new_empty(shape)
 
 
 def _join(parts: list[tuple[Tensor, ...]], which: int = 0, dim: int = -1) -> Tensor:
@@ -154,7 +174,7 @@ def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor
         e = _spread(eps, 2)
         return (torch.exp((f.unsqueeze(-1) + g.unsqueeze(-2) - c) / e) @ v,)
 
-    return _join(_tiled(pairs, _batch_size(f, 1), one, (f,), (g, v, eps)), dim=-2)
+    return _join(_tiled(pairs, _batch_size(f, 1), one, (f,), (g, v, eps), dim=-2), dim=-2)
 
 
 def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from .base import Solver, run
 from .entropic.newton import Newton, SparseNewton
+from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .exact.monotone import Monotone
@@ -13,6 +14,9 @@ __all__ = [
     "Monotone",
     "NetworkSimplex",
     "Newton",
+    "OverRelaxation",
+    "Plain",
+    "Relaxation",
     "Schedule",
     "Sinkhorn",
     "Solver",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .._inputs import Kind
+from .._inputs import Kind, is_count, is_real
 from ..adjoint import Adjoint, Envelope
 from ..errors import NotConverged, NotConvergedWarning, refuse
 from ..plan import Plan
@@ -43,6 +43,9 @@ class Solver(ABC, Generic[State]):
 
     name: ClassVar[str]
     max_iter: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("max_iter", self.max_iter)
 
     @abstractmethod
     def check(self, problem: Problem) -> None:
@@ -174,7 +177,23 @@ class _progress:
             self.bar.stop()
 
 
+def check_count(name: str, value: int) -> None:
+    """Refuse a number of iterations that is not a positive integer."""
+    if not is_count(value):
+        refuse(name, "a positive integer", repr(value))
+
+
+def check_start(name: str, potential: Any, size: int) -> None:
+    """Refuse potentials to start from that are not a tensor with one value for each point."""
+    if potential is None:
+        return
+    if not isinstance(potential, Tensor):
+        refuse(name, "a tensor", type(potential).__name__, "Use torch.as_tensor.")
+    if potential.dim() == 0 or potential.shape[-1] != size:
+        refuse(name, f"last axis of length {size}", f"shape {tuple(potential.shape)}")
+
+
 def check_number(name: str, value: float, *, above: float = 0.0) -> None:
     """Refuse a tolerance or count that is not a finite number above a bound."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value < math.inf):
+    if not (is_real(value) and above < value < math.inf):
         refuse(name, f"a finite number > {above:g}", repr(value))

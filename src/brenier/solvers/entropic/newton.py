@@ -20,9 +20,10 @@ from ...geometry import CostMatrix, Geometry
 from ...plan import GibbsPlan
 from ...problem import Exact, Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_count, check_number, check_start
+from .relaxation import Plain
 from .schedule import Fixed, Halving, Schedule
-from .sinkhorn import Sinkhorn, SinkhornState
+from .sinkhorn import Sinkhorn
 
 __all__ = ["Newton", "NewtonState", "SparseNewton"]
 
@@ -34,7 +35,7 @@ _LEVEL_STEPS = 10  # Newton steps after which it is left anyway
 _ARMIJO = 1e-4
 _SMALLEST_ALPHA = 1e-4
 _ROUNDING = 2e-15  # of the dual value, relative to the terms that are added up
-_LINEAR = 0.1  # a full step that leaves more than this of the error is not quadratic
+_LINEAR = 0.1  # a full step that leaves more than this share of the error e, or than 10 sqrt(e), is not quadratic
 _REACH = 3.0  # potentials moved by more than this many epsilon: the curvature is to blame, not the sparsity
 _PATIENCE = 3  # failed line searches in a row before the solver gives up
 _MOST_PER_LINE = 100  # kept entries for each line of the longer side, where the cost is not a matrix
@@ -117,13 +118,17 @@ class _NewtonSolver(Solver[NewtonState]):
     g: Tensor | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("tol", "cg_rtol"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
-        for name in ("max_iter", "cg_max_iter"):
-            check_number(name, getattr(self, name))
-        check_number("shift", self.shift, above=-1e-300)
-        check_number("sweeps", self.sweeps, above=-1)
+        check_count("cg_max_iter", self.cg_max_iter)
+        if self.sweeps != 0:
+            check_count("sweeps", self.sweeps)
+        if self.shift != 0:
+            check_number("shift", self.shift)
+        if not isinstance(self.schedule, Schedule):
+            refuse("schedule", "a Schedule such as Halving() or Fixed()", repr(self.schedule))
 
     @abstractmethod
     def _entries(self, geometry: Geometry) -> int:
@@ -144,7 +149,8 @@ class _NewtonSolver(Solver[NewtonState]):
             refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
         if not all(isinstance(p, Exact) for p in problem.marginals):
             refuse(self.name, "exact marginals", repr(problem.marginals), "Use solver='sinkhorn' for soft ones.")
-        Sinkhorn(f=self.f, g=self.g).check(problem)
+        check_start(f"{self.name} start f", self.f, problem.shape[0])
+        check_start(f"{self.name} start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> NewtonState:
         return NewtonState(tuple(self._start(p, i) for i, p in enumerate(_unbatched(problem.double()))))
@@ -175,11 +181,13 @@ class _NewtonSolver(Solver[NewtonState]):
     def finish(self, problem: Problem, state: NewtonState) -> Outcome:
         assert problem.epsilon is not None
         double = problem.double()
-        f, g = (torch.stack([getattr(i, name) for i in state.items]).reshape(*problem.batch_shape, -1) for name in "fg")
+        # stopped on the way down: the columns are owed an update at the problem's epsilon
+        items = [i if i.settled else self._refreshed(i._replace(epsilon=i.problem.epsilon)) for i in state.items]
+        f, g = (torch.stack([getattr(i, name) for i in items]).reshape(*problem.batch_shape, -1) for name in "fg")
         eps = problem.epsilon.double()
         line = eps.unsqueeze(-1) if eps.dim() else eps
-        plan = GibbsPlan(double.geometry, f + line * log_weights(double.a), g + line * log_weights(double.b), eps)
-        return Outcome(plan, f, g, _stats([i.record for i in state.items], bool(problem.batch_shape), state))
+        plan = GibbsPlan(problem.geometry, f + line * log_weights(double.a), g + line * log_weights(double.b), eps)
+        return Outcome(plan, f, g, _stats(items, bool(problem.batch_shape)))
 
     def _goal(self) -> float:
         return self.tol if self.tol is not None else _DEFAULT_TOL
@@ -191,7 +199,9 @@ class _NewtonSolver(Solver[NewtonState]):
         return self._converged(item) or item.failures >= _PATIENCE or item.error != item.error
 
     def _status(self, item: _Item) -> Status:
-        if item.error != item.error:
+        # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
+        size = torch.maximum(item.f.abs().max(), item.g.abs().max())
+        if item.error != item.error or bool(torch.finfo(size.dtype).eps * size > item.epsilon):
             return Status.DIVERGED
         return Status.CONVERGED if self._converged(item) else Status.MAX_ITER
 
@@ -204,8 +214,8 @@ class _NewtonSolver(Solver[NewtonState]):
     def _sweep(self, item: _Item) -> _Item:
         """One iteration of Sinkhorn at this level; the last one measures the error."""
         problem = replace(item.problem, epsilon=item.epsilon)
-        start = SinkhornState(item.f, item.g, item.epsilon, item.epsilon, torch.full_like(item.epsilon, torch.inf))
-        after = Sinkhorn(schedule=Fixed()).step(problem, start)
+        sinkhorn = Sinkhorn(schedule=Fixed(), relaxation=Plain(), f=item.f, g=item.g)
+        after = sinkhorn.step(problem, sinkhorn.init(problem))
         record = item.record._replace(sweeps=item.record.sweeps + 1, evaluations=item.record.evaluations + 2)
         item = item._replace(f=after.f, g=after.g, sweeps=max(0, item.sweeps - 1), record=record)
         return item if item.sweeps else self._measured(item)
@@ -287,8 +297,9 @@ class _NewtonSolver(Solver[NewtonState]):
             radius = alpha * length
         elif direction.bounded:
             radius *= 2
-        elif float(d.abs().max()) <= _REACH * eps and error > max(_LINEAR, direction.residual) * item.error:
-            entries = self._denser(item)
+        elif float(d.abs().max()) <= _REACH * eps:
+            expected = max(min(_LINEAR, 10 * item.error**0.5), direction.residual) * item.error
+            entries = self._denser(item) if error > max(expected, self._goal()) else entries
         return item._replace(
             f=f, g=g, rows=rows, error=error, steps=item.steps + 1, radius=radius, entries=entries, failures=0,
             record=record,
@@ -336,9 +347,9 @@ class SparseNewton(_NewtonSolver):
     The warm start follows a schedule: at each level of epsilon `sweeps` iterations of Sinkhorn, then Newton steps
     until the error is below 0.1. The paper's own warm start is `SparseNewton(sweeps=20, schedule=Fixed())`.
 
-    Computes in float64 whatever the input (float32 cannot resolve C / epsilon beyond some hundreds): potentials and
-    the plan as an operator stay in float64, the values of the solution have the dtype of the input. The items of a
-    batch are solved one by one. Rows and columns without mass take no part. SciPy does the sparse algebra, on the CPU.
+    Computes in float64 whatever the input, as float32 cannot resolve C / epsilon beyond some hundreds: the potentials
+    and the plan keep that precision inside, and what they hand out has the dtype of the input. The items of a batch
+    are solved one by one. Rows and columns without mass take no part. SciPy does the sparse algebra, on the CPU.
 
     Args:
         tol: relative marginal error to stop at; 1e-10 when None. About 1e-16 max|C| / epsilon is the floor.
@@ -546,12 +557,14 @@ def _numpy(t: Tensor) -> Any:
     return t.detach().cpu().numpy()
 
 
-def _stats(records: list[_Record], batched: bool, state: NewtonState) -> dict[str, Any]:
+def _stats(items: list[_Item], batched: bool) -> dict[str, Any]:
+    records = [i.record for i in items]
+
     def column(values: list[Any]) -> Any:
         return values if batched else values[0]
 
     return {
-        "marginal_error": max(i.error for i in state.items),
+        "marginal_error": max(i.error for i in items),
         "n_sinkhorn": column([r.sweeps for r in records]),
         "n_newton": column([len(r.cg) for r in records]),
         "kernel_evaluations": column([r.evaluations for r in records]),

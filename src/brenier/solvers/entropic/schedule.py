@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..._inputs import is_real
 from ...errors import refuse
 from ...problem import Problem
 
@@ -51,8 +52,8 @@ class Halving(Schedule):
     factor: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < 1:
-            refuse("Halving factor", "a number in (0, 1)", self.factor)
+        if not (is_real(self.factor) and 0 < self.factor < 1):
+            refuse("Halving factor", "a number in (0, 1)", repr(self.factor))
 
     def start(self, problem: Problem) -> Tensor:
         assert problem.epsilon is not None

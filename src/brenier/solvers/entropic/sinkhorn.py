@@ -13,7 +13,8 @@ from ...errors import refuse
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_number, check_start
+from .relaxation import OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 
 __all__ = ["Sinkhorn", "SinkhornState"]
@@ -29,6 +30,9 @@ class SinkhornState(NamedTuple):
     epsilon: Tensor  # of the next step
     level: Tensor  # of the last step
     error: Tensor  # (*batch,) relative to the mass; inf while epsilon still moves
+    relaxation: RelaxationState
+    tight: bool  # whether the last update of g was a plain one, which makes the column marginal exact
+    closing: bool  # whether the pair that `error` speaks of was tight
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Sinkhorn(Solver[SinkhornState]):
         tol: relative marginal error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
         max_iter: iterations, those of the schedule included.
         schedule: the way down to the problem's epsilon.
+        relaxation: how far each update goes beyond the plain one; `Plain()` switches it off.
         f, g: potentials to start from, e.g. those of a nearby problem; they start at epsilon itself.
 
     Reference:
@@ -55,20 +60,22 @@ class Sinkhorn(Solver[SinkhornState]):
     tol: float | None = None
     max_iter: int = 5000
     schedule: Schedule = Halving()
+    relaxation: Relaxation = OverRelaxation()
     f: Tensor | None = None
     g: Tensor | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tol is not None:
             check_number("tol", self.tol)
-        check_number("max_iter", self.max_iter)
+        if not isinstance(self.schedule, Schedule):
+            refuse("schedule", "a Schedule such as Halving() or Fixed()", repr(self.schedule))
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
-        for name, start, size in (("f", self.f, problem.shape[0]), ("g", self.g, problem.shape[1])):
-            if start is not None and (start.dim() == 0 or start.shape[-1] != size):
-                refuse(f"sinkhorn start {name}", f"last axis of length {size}", f"shape {tuple(start.shape)}")
+        check_start("sinkhorn start f", self.f, problem.shape[0])
+        check_start("sinkhorn start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
@@ -76,7 +83,9 @@ class Sinkhorn(Solver[SinkhornState]):
         f = problem.a.new_zeros(problem.a.shape) if self.f is None else self.f.to(problem.a).expand(problem.a.shape)
         g = problem.b.new_zeros(problem.b.shape) if self.g is None else self.g.to(problem.b).expand(problem.b.shape)
         epsilon = problem.epsilon if warm else self.schedule.start(problem)
-        return SinkhornState(f, g, epsilon, torch.full_like(epsilon, torch.inf), torch.full_like(f[..., 0], torch.inf))
+        error = torch.full_like(f[..., 0], torch.inf)
+        level = torch.full_like(epsilon, torch.inf)
+        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(error), False, False)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
@@ -89,15 +98,25 @@ class Sinkhorn(Solver[SinkhornState]):
         error = (mass - left.target(state.f, problem.a)).abs().sum(-1) / problem.a.sum(-1)
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
+        relaxation = self.relaxation.next(state.relaxation, error)
+        omega = relaxation.omega.unsqueeze(-1)
+        # close with a plain step, so that the answer's column marginal is exact
+        close = bool((error <= self._tol(problem)).all())
+        plain = close or bool((omega == 1).all())
         f = left.prox(soft, eps)
+        if not plain:
+            f = torch.lerp(state.f, f, omega)
         g = right.prox(problem.geometry.softmin(f + line * log_a, eps, dim=0), eps)
-        return SinkhornState(f, g, self.schedule.next(eps, problem.epsilon), eps, error)
+        if not plain:
+            g = torch.lerp(state.g, g, omega)
+        schedule = self.schedule.next(eps, problem.epsilon)
+        return SinkhornState(f, g, schedule, eps, error, relaxation, plain, state.tight)
 
     def terminate(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...] | None:
         errors = state.error.reshape(-1)
         tol = self._tol(problem)
-        if bool((errors <= tol).all()):
-            return (Status.CONVERGED,) * len(errors)
+        if state.closing and bool((errors <= tol).all()):
+            return self.verdict(problem, state)
         if bool(torch.isnan(state.f).any() | torch.isnan(state.g).any()):
             bad = torch.isnan(state.f).any(-1).reshape(-1)
             return tuple(Status.DIVERGED if b else s for b, s in zip(bad, self.verdict(problem, state)))
@@ -105,7 +124,13 @@ class Sinkhorn(Solver[SinkhornState]):
 
     def verdict(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...]:
         tol = self._tol(problem)
-        return tuple(Status.CONVERGED if e <= tol else Status.MAX_ITER for e in state.error.reshape(-1).tolist())
+        # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
+        size = torch.maximum(state.f.abs().amax(-1), state.g.abs().amax(-1))
+        lost = torch.finfo(size.dtype).eps * size > state.level
+        return tuple(
+            Status.DIVERGED if r else Status.CONVERGED if e <= tol else Status.MAX_ITER
+            for e, r in zip(state.error.reshape(-1).tolist(), lost.reshape(-1).tolist())
+        )
 
     def _tol(self, problem: Problem) -> float:
         return self.tol if self.tol is not None else _DEFAULT_TOL[problem.a.dtype]
@@ -117,7 +142,12 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         line = eps.unsqueeze(-1) if eps.dim() else eps
-        F = state.f + line * log_weights(problem.a)
-        G = state.g + line * log_weights(problem.b)
+        log_a = log_weights(problem.a)
+        g = state.g
+        if not state.tight or bool((state.level != eps).any()):
+            # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
+            g = problem.marginals[1].prox(problem.geometry.softmin(state.f + line * log_a, eps, dim=0), eps)
+        F = state.f + line * log_a
+        G = g + line * log_weights(problem.b)
         stats: dict[str, Any] = {"marginal_error": float(state.error.max())}
-        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, state.g, stats)
+        return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, g, stats)

@@ -84,6 +84,10 @@ class Monotone(Solver[Any]):
         cols = torch.where(empty, 0, order_y.gather(-1, j))
 
         f, g = self._potentials(geometry.ground, x, y, ends_a, ends_b)
+        if not (torch.isfinite(f).all() and torch.isfinite(g).all()):
+            refuse(
+                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
+            )
         return MonotoneState(rows, cols, mass, f.gather(-1, order_x.argsort(-1)), g.gather(-1, order_y.argsort(-1)))
 
     @staticmethod

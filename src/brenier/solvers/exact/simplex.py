@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_count, check_start
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
@@ -46,8 +47,9 @@ class NetworkSimplex(Solver[SimplexState]):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_pivots is not None:
-            check_number("max_pivots", self.max_pivots)
+            check_count("max_pivots", self.max_pivots)
         if self.engine not in ("auto", "native", "reference"):
             refuse("engine", "'auto', 'native' or 'reference'", repr(self.engine))
 
@@ -61,6 +63,8 @@ class NetworkSimplex(Solver[SimplexState]):
             )
         if not problem.balanced:
             refuse("network-simplex", "exact marginals", str(problem.marginals), "Give an epsilon for soft ones.")
+        check_start("network-simplex start f", self.f, problem.shape[0])
+        check_start("network-simplex start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> SimplexState:
         return SimplexState(())
@@ -70,11 +74,18 @@ class NetworkSimplex(Solver[SimplexState]):
             warn_without_native()
         n, m = problem.shape
         cost = problem.geometry.to(torch.float64).tile()
+        if not torch.isfinite(cost).all():
+            refuse(
+                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
+            )
         batch = problem.batch_shape
         costs = cost.expand(*batch, n, m).reshape(-1, n, m)
         a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
         f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
         b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+        # the scale of the masses must not matter, however small; powers of two cost no rounding
+        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
+        a, b = torch.ldexp(a, -exponent), torch.ldexp(b, -exponent)
         results = [
             simplex.network_simplex(
                 costs[k].contiguous().cpu().numpy(),
@@ -87,7 +98,8 @@ class NetworkSimplex(Solver[SimplexState]):
             )
             for k in range(len(costs))
         ]
-        return SimplexState(tuple(results))
+        scales = exponent.flatten().tolist()
+        return SimplexState(tuple(r._replace(mass=np.ldexp(r.mass, e)) for r, e in zip(results, scales)))
 
     def terminate(self, problem: Problem, state: SimplexState) -> tuple[Status, ...] | None:
         return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)

@@ -80,7 +80,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         classes_: the classes of the references, for "class_barycenters".
         mean_, std_: (k m, d) mean and standard deviation of T over the training clouds, in data units.
         plans_: with `keep_plans`, for each cloud its plans, one for each reference.
-        n_features_in_: d.
+        n_features_in_: the number d of coordinates.
 
     Raises:
         InvalidInput: no clouds, an empty cloud, different dimensions, NaN, negative or zero-sum weights, an unknown
@@ -176,7 +176,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
 
     def displacement(self, z_from: ArrayLike, z_to: ArrayLike) -> Array:
         """How each region moves between two clouds, T_to(j) - T_from(j), (k m, d)."""
-        start, end = self.inverse_transform(np.stack([np.asarray(z_from), np.asarray(z_to)]))
+        (start,), (end,) = (self.inverse_transform(np.atleast_2d(np.asarray(z))) for z in (z_from, z_to))
         return end - start
 
     def set_output(self, *, transform: str | None = None) -> Self:
@@ -188,7 +188,7 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
     # -- how it is done --------------------------------------------------------------------------------------
 
     def _check_options(self) -> None:
-        for name, least in (("n_reference", 1), ("n_refine", 0), ("n_jobs", 1)):
+        for name, least in (("n_reference", 1), ("n_refine", 0), ("seed", 0), ("n_jobs", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 refuse(name, f"an integer >= {least}", repr(value))
@@ -202,10 +202,13 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         need("sklearn.utils.validation", "cells", "Linearised optimal transport").check_is_fitted(self, "references_")
 
     def _choose_references(self, points: list[Array], masses: list[Array], y: Any) -> Array:
+        self.__dict__.pop("classes_", None)
         if not isinstance(self.reference, str):
-            given = np.asarray(self.reference, dtype=np.float64)
-            if given.ndim != 2 or given.shape[1] != self.n_features_in_ or not np.isfinite(given).all():
-                refuse("reference", f"a finite array (m, {self.n_features_in_})", f"shape {given.shape}")
+            given = _array(self.reference, "reference")
+            if given.ndim != 2 or given.shape[1] != self.n_features_in_ or len(given) == 0:
+                refuse("reference", f"an array (m, {self.n_features_in_}), m >= 1", f"shape {given.shape}")
+            if not np.isfinite(given).all():
+                refuse("reference", "finite coordinates", "NaN or infinity")
             return given[None]
         if self.reference == "class_barycenters":
             if y is None:
@@ -242,15 +245,17 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
     def _project(self, points: list[Array], masses: list[Array]) -> Array:
         """T of each cloud over all references, (N, k m, d)."""
         per_reference = [self._map_all(r, points, masses) for r in self.references_]
+        self.__dict__.pop("plans_", None)
         if self.keep_plans:
             self.plans_ = [[plan for _, plan in of_cloud] for of_cloud in zip(*per_reference)]
         return np.stack([np.concatenate([t for t, _ in of_cloud]) for of_cloud in zip(*per_reference)])
 
     def _map_all(self, reference: Array, points: list[Array], masses: list[Array]) -> list[tuple[Array, Plan]]:
         start = torch.from_numpy(reference)
+        soft = Relative(0.01) if self.epsilon is None else self.epsilon
 
         def one(x: Array, b: Array) -> tuple[Array, Plan]:
-            epsilon = None if self.solver == "exact" else (self.epsilon or Relative(0.01))
+            epsilon = None if self.solver == "exact" else soft
             solver = "network-simplex" if self.solver == "exact" else "sinkhorn"
             # mass-preserving and of the same size as w: sums to one
             plan = solve(start, torch.from_numpy(x), b=torch.from_numpy(b), epsilon=epsilon, solver=solver).plan
@@ -273,15 +278,24 @@ class LOTEmbedding(_base.TransformerMixin, _base.BaseEstimator):  # type: ignore
         return T.reshape(len(T), -1)
 
 
+def _array(values: Any, name: str) -> Array:
+    return np.asarray(float_tensor(values, name).detach().double().cpu())
+
+
 def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], list[Array]]:
     """Check clouds and masses; masses are normalised."""
     if isinstance(clouds, np.ndarray) and clouds.ndim == 2:
         refuse("clouds", "a list of clouds (n_i, d)", f"one array of shape {clouds.shape}", "Wrap it in a list.")
+    for name, given in (("clouds", clouds), ("weights", weights)):
+        if given is None and name == "weights":
+            continue
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            refuse(name, "a list of arrays", type(given).__name__)
     if len(clouds) == 0:
         refuse("clouds", "at least one cloud", "none")
-    points = [float_tensor(c, f"cloud {i}").double().numpy() for i, c in enumerate(clouds)]
+    points = [_array(c, f"cloud {i}") for i, c in enumerate(clouds)]
     dims = {p.shape[1] if p.ndim == 2 else None for p in points}
-    if None in dims or len(dims) != 1:
+    if None in dims or 0 in dims or len(dims) != 1:
         shapes = sorted({p.shape[1:] for p in points})
         refuse("clouds", "arrays (n_i, d) of one dimension d", f"trailing shapes {shapes}")
     for i, p in enumerate(points):
@@ -293,7 +307,7 @@ def _cohort(clouds: Sequence[ArrayLike], weights: Any) -> tuple[list[Array], lis
         return points, [np.full(len(p), 1 / len(p)) for p in points]
     if len(weights) != len(points):
         refuse("weights", f"one array for each of the {len(points)} clouds", len(weights))
-    masses = [float_tensor(w, f"weights {i}").double().numpy() for i, w in enumerate(weights)]
+    masses = [_array(w, f"weights {i}") for i, w in enumerate(weights)]
     for i, (p, w) in enumerate(zip(points, masses)):
         if w.shape != (len(p),):
             refuse(f"weights {i}", f"shape ({len(p)},), one mass for each point", f"shape {w.shape}")
@@ -320,8 +334,10 @@ def lot_barycenter(
     Z, lambdas = np.asarray(Z, dtype=np.float64), np.asarray(lambdas, dtype=np.float64)
     if Z.ndim != 2 or lambdas.shape[-1:] != (len(Z),):
         refuse("lambdas", f"{len(Z)} weights, one for each embedding", f"shape {lambdas.shape}")
-    if not np.allclose(lambdas.sum(-1), 1, atol=1e-8):
-        refuse("lambdas", "weights that sum to 1", f"{float(lambdas.sum(-1).max()):.6g}", "Divide by the sum.")
+    sums = np.atleast_1d(lambdas.sum(-1))
+    if not np.allclose(sums, 1, atol=1e-8):
+        worst = float(sums.flat[np.argmax(np.abs(sums - 1))])  # NaN counts as largest
+        refuse("lambdas", "weights that sum to 1", f"a sum of {worst:.6g}", "Divide by the sum.")
     if (lambdas < 0).any():
         warnings.warn("negative weights extrapolate: the decoded cloud may be implausible", UserWarning, stacklevel=2)
     return lambdas @ Z
@@ -341,10 +357,16 @@ def sample_within_class(
 
     Returns:
         (n_classes n, p) embeddings and their classes.
+
+    Raises:
+        InvalidInput: shapes that do not fit, or counts below 1.
     """
+    for name, count in (("n", n), ("n_parents", 1 if n_parents is None else n_parents)):
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            refuse(name, "an integer >= 1", repr(count))
     Z, y = np.asarray(Z, dtype=np.float64), np.asarray(y)
-    if y.shape != (len(Z),):
-        refuse("y", f"{len(Z)} classes", f"shape {y.shape}")
+    if Z.ndim != 2 or y.shape != (len(Z),):
+        refuse("Z and y", "shapes (N, p) and (N,)", f"{Z.shape} and {y.shape}")
     rng = np.random.default_rng(seed)
     samples, labels = [], []
     for c in np.unique(y):
@@ -361,13 +383,18 @@ def combine(Z_a: ArrayLike, Z_b: ArrayLike, Z_control: ArrayLike | None = None) 
     """Predict a combined condition: the average (A + B) / 2, or A + B - control when a control is given.
 
     The second form adds two effects on top of a control. It leaves the range of the observed clouds, so a warning
-    says so; each argument is an embedding (p,) or embeddings (N, p), averaged first.
+    says so; each argument is an embedding (p,) or embeddings (N, p), averaged first. Embeddings of different lengths
+    raise `InvalidInput`.
     """
-    a, b = (np.atleast_2d(np.asarray(z, dtype=np.float64)).mean(0) for z in (Z_a, Z_b))
-    if Z_control is None:
+    given = [z for z in (Z_a, Z_b, Z_control) if z is not None]
+    a, b, *control = (np.atleast_2d(np.asarray(z, dtype=np.float64)).mean(0) for z in given)
+    if len({z.shape for z in (a, b, *control)}) > 1:
+        lengths = ", ".join(str(z.size) for z in (a, b, *control))
+        refuse("Z_a, Z_b and Z_control", "embeddings of one length", lengths)
+    if not control:
         return (a + b) / 2
     warnings.warn("A + B - control extrapolates: the decoded cloud may be implausible", UserWarning, stacklevel=2)
-    return a + b - np.atleast_2d(np.asarray(Z_control, dtype=np.float64)).mean(0)
+    return a + b - control[0]
 
 
 def _weights_in_data_units(coef: ArrayLike, embedding: LOTEmbedding) -> Array:
@@ -404,7 +431,7 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
 
     score(x) = sum_j P_i(j, x) <B_j, T_i(j) - mean_k T_k(j)> / sum_j P_i(j, x): a cell inherits the scores of the
     reference points it is coupled to. The sign tells which side of the decision it argues for; the mean is over the
-    training clouds.
+    training clouds. Cells without mass have no score: NaN.
 
     Args:
         embedding: fitted with `keep_plans=True`; its plans are those of the clouds last transformed.
@@ -419,15 +446,15 @@ def cell_scores(embedding: LOTEmbedding, i: int, coef: ArrayLike) -> Array:
         refuse("coef", "the weights of one class", f"{len(B)} classes", "Pass one row.")
     if not hasattr(embedding, "plans_"):
         refuse("embedding", "plans", "none", "Fit it with keep_plans=True.")
-    if not 0 <= i < len(embedding.plans_):
+    if not isinstance(i, int | np.integer) or not 0 <= i < len(embedding.plans_):
         refuse("i", f"an index in 0..{len(embedding.plans_) - 1}", i)
     _k, m, _d = embedding.references_.shape
     plans = embedding.plans_[i]
-    total, mass = 0.0, 0.0
+    total = mass = np.zeros(plans[0].shape[1])
     for r, plan in enumerate(plans):
         rows = slice(r * m, (r + 1) * m)
         T = plan.barycentric().numpy()
         inherited = (B[0, rows] * (T - embedding.mean_[rows])).sum(-1)
         total = total + (plan.T @ torch.from_numpy(inherited)).numpy()
         mass = mass + plan.T.row_sums().numpy()
-    return np.asarray(total / mass)
+    return np.divide(total, mass, out=np.full(len(mass), np.nan), where=mass > 0)

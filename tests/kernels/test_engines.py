@@ -1,0 +1,530 @@
+"""One battery for all engines, against dense float64."""
+
+import math
+import sys
+import warnings
+
+import numpy
+import pytest
+import torch
+
+from brenier import PointCloud
+from brenier.kernels import engine, native, reference
+
+KINDS = {"dot": None, "l1": 1.0, "l2": 2.0, "linf": math.inf}
+DTYPES = (torch.float32, torch.float64)
+
+needs_native = pytest.mark.skipif(not native.available(), reason="the extension was not built")
+engines = pytest.mark.parametrize("name", ["reference", pytest.param("native", marks=needs_native)])
+kinds = pytest.mark.parametrize("kind", KINDS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+
+
+def cost(kind, x, y):
+    if kind == "dot":
+        return -(x @ y.mT)
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), ord=KINDS[kind], dim=-1)
+
+
+def pairs_of(kind, x, y):
+    return reference.Pairs(
+        (x,), (y,), lambda rows, cols: cost(kind, rows[0], cols[0]), (x.shape[-2], y.shape[-2]), kind
+    )
+
+
+def problem(kind, n, m, d, dtype, *, batch=(), scale=1.0, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return (scale * torch.randn(*batch, *shape, generator=gen, dtype=torch.float64)).to(dtype)
+
+    x, y, f, g = randn(n, d), randn(m, d), randn(n), randn(m)
+    return pairs_of(kind, x, y), f, g
+
+
+def wide(pairs, kind):
+    """The same cost in float64, and its dense matrix."""
+    x, y = pairs.rows[0].double(), pairs.cols[0].double()
+    return cost(kind, x, y)
+
+
+def size_of(pairs, *potentials):
+    """The size of the numbers that are added up: what rounding is relative to."""
+    x, y = pairs.rows[0].double(), pairs.cols[0].double()
+    dots = float((x.norm(dim=-1).amax() * y.norm(dim=-1).amax()).clamp(min=1))
+    finite = [float(p[torch.isfinite(p)].abs().max()) if torch.isfinite(p).any() else 0.0 for p in potentials]
+    return (dots if pairs.kind == "dot" else float(x.abs().sum(-1).max() + y.abs().sum(-1).max())) + sum(finite)
+
+
+def unit(dtype):
+    return torch.finfo(dtype).eps
+
+
+def spread(epsilon, dims):
+    return epsilon[(...,) + (None,) * dims] if isinstance(epsilon, torch.Tensor) and epsilon.dim() else epsilon
+
+
+def check_softmin(pairs, h, epsilon, out):
+    e = epsilon.double() if isinstance(epsilon, torch.Tensor) else epsilon
+    c = wide(pairs, pairs.kind)
+    exact = -spread(e, 1) * torch.logsumexp((h.double().unsqueeze(-2) - c) / spread(e, 2), -1)
+    assert out.dtype == h.dtype
+    assert out.shape == exact.shape
+    assert not out.isnan().any()
+    # rounding of the exponent, in cost units, and of the exponential times epsilon
+    size = size_of(pairs, h) * math.sqrt(pairs.rows[0].shape[-1]) + float(torch.as_tensor(e).max())
+    tol = 4 * unit(h.dtype) * size
+    torch.testing.assert_close(out.double(), exact, rtol=4 * unit(h.dtype), atol=tol)
+
+
+def test_check_softmin_can_fail():
+    pairs, _, h = problem("dot", 5, 6, 2, torch.float32)
+    out = reference.softmin(pairs, h, 0.3)
+    check_softmin(pairs, h, 0.3, out)
+    for wrong in (out + 1e-3, torch.full_like(out, torch.nan), out.double(), out[:-1]):
+        with pytest.raises(AssertionError):
+            check_softmin(pairs, h, 0.3, wrong)
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 16, 17, 64, 130])
+@pytest.mark.parametrize(("n", "m"), [(37, 61), (1, 50), (50, 1), (9, 700)])
+def test_softmin(name, kind, dtype, d, n, m):
+    pairs, _, h = problem(kind, n, m, d, dtype)
+    with engine.use_engine(name):
+        check_softmin(pairs, h, 0.3, engine.softmin(pairs, h, 0.3))
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3, 1e6])
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
+def test_softmin_extremes(name, kind, dtype, epsilon, scale):
+    pairs, _, h = problem(kind, 40, 5000, 3, dtype, scale=scale)
+    with engine.use_engine(name):
+        check_softmin(pairs, h, epsilon, engine.softmin(pairs, h, epsilon))
+
+
+@engines
+@dtypes
+def test_softmin_of_rising_exponents(name, dtype):
+    """The largest term keeps moving to later columns, by far more than a float can hold."""
+    m = 20_000
+    x, y = torch.ones(13, 1, dtype=dtype), torch.linspace(-3000, 3000, m, dtype=dtype).unsqueeze(-1)
+    for points in (y, y.flip(0)):
+        pairs, h = pairs_of("dot", x, points), torch.zeros(m, dtype=dtype)
+        with engine.use_engine(name):
+            check_softmin(pairs, h, 0.5, engine.softmin(pairs, h, 0.5))
+
+
+@engines
+@kinds
+@dtypes
+def test_columns_without_mass(name, kind, dtype):
+    pairs, f, h = problem(kind, 20, 300, 3, dtype)
+    h[::2] = -torch.inf
+    h[:100] = -torch.inf
+    with engine.use_engine(name):
+        check_softmin(pairs, h, 0.1, engine.softmin(pairs, h, 0.1))
+        v = torch.ones(300, 6, dtype=dtype)
+        for k in (1, 6):
+            out = engine.apply(pairs, f, h, 0.5, v[:, :k])
+            kept = torch.isfinite(h)
+            exact = torch.exp((f[:, None] + h[kept] - wide(pairs, kind)[:, kept]).double() / 0.5).sum(-1)
+            torch.testing.assert_close(out[:, 0].double(), exact, rtol=100 * unit(dtype), atol=0)
+        values, index = engine.cmin(pairs, h)
+        assert torch.isfinite(values).all()
+        assert torch.isfinite(h[index]).all()
+        none = torch.full_like(h, -torch.inf)
+        assert (engine.softmin(pairs, none, 0.1) == torch.inf).all()
+        values, index = engine.cmin(pairs, none)
+        assert (values == torch.inf).all()
+        assert (index == 0).all()
+        assert (engine.apply(pairs, f, none, 0.1, v) == 0).all()
+        mass, price = engine.row_moments(pairs, f, none, 0.1, torch.zeros(300, dtype=dtype))
+        assert (mass == 0).all()
+        assert (price == 0).all()
+        rows = engine.apply(pairs, torch.full_like(f, -torch.inf), h, 0.1, v)
+        assert (rows == 0).all()
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("d", [1, 3, 5, 64])
+def test_cmin(name, kind, dtype, d):
+    pairs, _, h = problem(kind, 45, 1001, d, dtype)
+    with engine.use_engine(name):
+        values, index = engine.cmin(pairs, h)
+    exact = wide(pairs, kind) - h.double()
+    tol = 8 * unit(dtype) * size_of(pairs, h)
+    torch.testing.assert_close(values.double(), exact.min(-1).values, rtol=0, atol=tol)
+    chosen = exact.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(chosen, exact.min(-1).values, rtol=0, atol=tol)
+
+
+@engines
+@kinds
+@dtypes
+def test_cmin_takes_the_first_of_equals(name, kind, dtype):
+    points = torch.randint(-2, 3, (400, 2), dtype=dtype, generator=torch.Generator().manual_seed(0))
+    pairs, h = pairs_of(kind, points[:50], points), torch.zeros(400, dtype=dtype)
+    with engine.use_engine(name):
+        values, index = engine.cmin(pairs, h)
+    c = wide(pairs, kind)
+    first = (c == c.min(-1, keepdim=True).values).to(torch.uint8).argmax(-1)
+    if kind != "l2":  # small integers: all exact; a square root is at least monotone
+        assert (values.double() == c.min(-1).values).all()
+    assert (index == first).all()
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("d", [1, 3, 16, 64])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 33, 70])
+def test_apply(name, kind, dtype, d, k):
+    pairs, f, g = problem(kind, 37, 613, d, dtype)
+    epsilon = 2.0 * d
+    v = torch.randn(613, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    with engine.use_engine(name):
+        out = engine.apply(pairs, f, g, epsilon, v)
+    p = torch.exp((f.double().unsqueeze(-1) + g.double() - wide(pairs, kind)) / epsilon)
+    size = p @ v.double().abs()
+    assert out.shape == (37, k)
+    assert ((out.double() - p @ v.double()).abs() <= 40 * unit(dtype) * size).all()
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("d", [2, 3, 20])
+def test_moments_and_matvec(name, kind, dtype, d):
+    pairs, f, g = problem(kind, 37, 613, d, dtype)
+    term = torch.randn(613, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    with engine.use_engine(name):
+        mass, price = engine.row_moments(pairs, f, g, 2.0 * d, term)
+        product = engine.matvec(pairs, g)
+    c = wide(pairs, kind)
+    p = torch.exp((f.double().unsqueeze(-1) + g.double() - c) / (2.0 * d))
+    full = c + term.double()
+    assert ((mass.double() - p.sum(-1)).abs() <= 40 * unit(dtype) * p.sum(-1)).all()
+    size = (p * (c.abs() + term.double().abs())).sum(-1) * math.sqrt(d)
+    assert ((price.double() - (p * full).sum(-1)).abs() <= 40 * unit(dtype) * size).all()
+    size = (c.abs() @ g.double().abs()).clamp(min=1) * math.sqrt(d)
+    assert ((product.double() - c @ g.double()).abs() <= 40 * unit(dtype) * size).all()
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize("batch", [(3,), (2, 5), (40,)])
+def test_batches_are_single_problems(name, kind, dtype, batch):
+    pairs, f, g = problem(kind, 11, 70, 3, dtype, batch=batch)
+    epsilon = torch.linspace(0.5, 2.0, math.prod(batch), dtype=dtype).reshape(batch)
+    v = torch.randn(*batch, 70, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    term = v[..., 0]
+
+    def all_of(pairs, f, g, epsilon, v, term):
+        return (
+            engine.softmin(pairs, g, epsilon),
+            *engine.cmin(pairs, g),
+            engine.apply(pairs, f, g, epsilon, v),
+            *engine.row_moments(pairs, f, g, epsilon, term),
+            engine.matvec(pairs, g),
+        )
+
+    with engine.use_engine(name):
+        together = all_of(pairs, f, g, epsilon, v, term)
+        for i in torch.cartesian_prod(*(torch.arange(b) for b in batch)).reshape(-1, len(batch)).tolist():
+            i = tuple(i)
+            one = pairs_of(kind, pairs.rows[0][i], pairs.cols[0][i])
+            apart = all_of(one, f[i], g[i], epsilon[i], v[i], term[i])
+            for a, b in zip(together, apart):
+                torch.testing.assert_close(a[i], b, rtol=1e-4 if dtype == torch.float32 else 1e-12, atol=1e-5)
+
+
+@engines
+@dtypes
+def test_strided_and_shared_inputs(name, dtype):
+    big = torch.randn(60, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    x, y = big[::2, ::2], big.T[:4].T.flip(0)
+    h = big[:, 1].expand(3, 60)
+    apart, shared = pairs_of("dot", x, y), pairs_of("dot", x.expand(3, 30, 4), y.expand(3, 60, 4))
+    with engine.use_engine(name):
+        out = engine.softmin(shared, h, 0.5)
+        check_softmin(pairs_of("dot", x.contiguous(), y.contiguous()), h[0].contiguous(), 0.5, out[1])
+        scaled = h * torch.arange(1, 4, dtype=dtype).unsqueeze(-1)  # batch axes of the potentials alone
+        out = engine.softmin(apart, scaled, torch.tensor([0.5, 1.0, 2.0], dtype=dtype))
+    for i in range(3):
+        check_softmin(apart, scaled[i], 0.5 * 2**i, out[i])
+
+
+@needs_native
+@pytest.mark.parametrize("op", ["softmin", "apply", "row_moments", "cmin"])
+@dtypes
+def test_simd_levels_agree(op, dtype):
+    """Every instruction set that this machine has passes through the same numbers."""
+    from brenier import _native
+
+    before = _native.simd()
+    results = []
+    try:
+        for level in _native.simd_levels():
+            _native.set_simd(level)
+            out = []
+            for kind in KINDS:
+                for n, m, d in ((5, 3, 1), (70, 333, 2), (33, 2100, 3), (19, 500, 7), (19, 90, 300)):
+                    pairs, f, g = problem(kind, n, m, d, dtype)
+                    v = g.unsqueeze(-1) * torch.arange(1, 41, dtype=dtype)
+                    with engine.use_engine("native"):
+                        if op == "softmin":
+                            out.append(engine.softmin(pairs, g, 0.01))
+                            out.append(engine.softmin(pairs, g, 10.0))
+                        elif op == "apply":
+                            out += [engine.apply(pairs, f, g, 5.0 * d, v[:, :k]) for k in (1, 2, 3, 40)]
+                        elif op == "row_moments":
+                            out += engine.row_moments(pairs, f, g, 5.0 * d, g)
+                        else:
+                            out.append(engine.cmin(pairs, g)[0])
+            results.append(out)
+    finally:
+        _native.set_simd(before)
+    tol = 3e-5 if dtype == torch.float32 else 1e-12
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=tol, atol=tol * float(a.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["dot", "l2"])
+def test_threads_change_nothing(kind):
+    pairs, f, g = problem(kind, 1003, 1500, 3, torch.float32)
+    v = torch.randn(1500, 9, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            with engine.use_engine("native"):
+                results.append(
+                    (
+                        engine.softmin(pairs, g, 0.001),
+                        *engine.cmin(pairs, g),
+                        engine.apply(pairs, f, g, 1.0, v),
+                        *engine.row_moments(pairs, f, g, 1.0, g),
+                    )
+                )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@needs_native
+def test_no_row_depends_on_its_neighbours():
+    pairs, _, g = problem("dot", 100, 3000, 3, torch.float32, scale=10.0)
+    with engine.use_engine("native"):
+        out = engine.softmin(pairs, g, 1e-3)
+        for s in (slice(3, 50), slice(7, 8), slice(64, 100)):
+            part = pairs_of("dot", pairs.rows[0][s], pairs.cols[0])
+            assert torch.equal(engine.softmin(part, g, 1e-3), out[s])
+
+
+@needs_native
+def test_memory_is_linear(peak_memory):
+    n = 30_000  # n x n float32 would be 3.6 GB
+    pairs, f, g = problem("dot", n, n, 3, torch.float32)
+    with engine.use_engine("native"):
+        grown = peak_memory(lambda: (engine.softmin(pairs, g, 0.1), engine.apply(pairs, f, g, 10.0, pairs.cols[0])))
+    assert grown < 32 * 2**20
+
+
+@pytest.fixture
+def peak_memory():
+    """By how many bytes a call raises the highest resident memory of the process."""
+    resource = pytest.importorskip("resource")
+    unit = 1 if sys.platform == "darwin" else 1024
+
+    def measure(function):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    return measure
+
+
+# Derivatives
+
+
+def leaves(n, m, d, k=None, batch=(), seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    shapes = [(n, d), (m, d), (n,), (m,)] + ([(m, k)] if k else [])
+    out = [torch.randn(*batch, *s, generator=gen, dtype=torch.float64) for s in shapes]
+    epsilon = torch.linspace(0.8, 1.5, max(1, math.prod(batch)), dtype=torch.float64).reshape(batch)
+    return [t.requires_grad_() for t in (*out, epsilon)]
+
+
+@engines
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradients_of_softmin(name, batch):
+    x, y, _, h, epsilon = leaves(3, 4, 2, batch=batch)
+
+    def function(x, y, h, epsilon):
+        return engine.softmin(pairs_of("dot", x, y), h, epsilon)
+
+    with engine.use_engine(name):
+        assert torch.autograd.gradcheck(function, (x, y, h, epsilon))
+        assert torch.autograd.gradgradcheck(function, (x, y, h, epsilon))
+
+
+@engines
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradients_of_apply(name, batch, k):
+    inputs = leaves(3, 4, 2, k, batch=batch)
+
+    def function(x, y, f, g, v, epsilon):
+        return engine.apply(pairs_of("dot", x, y), f, g, epsilon, v)
+
+    with engine.use_engine(name):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@engines
+def test_gradients_of_moments_and_minima(name):
+    x, y, f, g, t, epsilon = leaves(3, 4, 2, 1)
+
+    def moments(x, y, f, g, t, epsilon):
+        return engine.row_moments(pairs_of("dot", x, y), f, g, epsilon, t.squeeze(-1))
+
+    def minimum(x, y, g):
+        return engine.cmin(pairs_of("dot", x, y), g)[0]
+
+    with engine.use_engine(name):
+        assert torch.autograd.gradcheck(moments, (x, y, f, g, t, epsilon))
+        assert torch.autograd.gradcheck(minimum, (x, y, g))
+        assert torch.autograd.gradgradcheck(minimum, (x, y, g))
+
+
+@engines
+def test_gradients_past_columns_without_mass(name):
+    x, y, _, h, epsilon = leaves(5, 6, 2)
+    with torch.no_grad():
+        h[2] = -torch.inf
+    with engine.use_engine(name):
+        grads = torch.autograd.grad(engine.softmin(pairs_of("dot", x, y), h, epsilon).sum(), (x, y, h))
+    kept = torch.isfinite(h)
+    dense = -epsilon * torch.logsumexp((h[kept] + x @ y[kept].T) / epsilon, -1)
+    exact = torch.autograd.grad(dense.sum(), (x, y, h))
+    for a, b in zip(grads, exact):
+        torch.testing.assert_close(a, b)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["l1", "l2", "linf"])
+def test_other_kinds_differentiate_by_the_reference(kind):
+    pairs, _, h = problem(kind, 5, 6, 3, torch.float64)
+    x = pairs.rows[0].requires_grad_()
+    grad = torch.autograd.grad(engine.softmin(pairs_of(kind, x, pairs.cols[0]), h, 0.5).sum(), x)[0]
+    assert torch.isfinite(grad).all()
+    with engine.use_engine("native"), pytest.raises(RuntimeError, match="with gradients"):
+        engine.softmin(pairs_of(kind, x, pairs.cols[0]), h, 0.5)
+
+
+@needs_native
+def test_operators_are_well_registered():
+    x, y, f, g, v, epsilon = leaves(3, 4, 2, 2, batch=(2,))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for op, args in (
+        (native.softmin, (x, y, g, epsilon, "dot")),
+        (native.cmin, (x, y, g, "dot")),
+        (native.apply, (x, y, f, g, epsilon, v, "dot")),
+    ):
+        torch.library.opcheck(op, args, test_utils=tests)
+    plain = [t.detach() for t in (x, y, f, g, epsilon, v)]
+    for op, args in (
+        (native.row_moments, (*plain[:5], plain[3], "dot")),
+        (native.matvec, (*plain[:2], plain[3], "l1")),
+        (native.weighted_apply, (*plain[:5], plain[0], plain[1], plain[5], "dot")),
+    ):
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@needs_native
+def test_compiles_without_a_graph_break():
+    x, y, h = torch.randn(30, 3, requires_grad=True), torch.randn(40, 3), torch.zeros(40)
+
+    def function(x, y, h):
+        return engine.softmin(pairs_of("dot", x, y), h, 0.5).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        grad = torch.autograd.grad(compiled(x, y, h), x)[0]
+    torch.testing.assert_close(grad, torch.autograd.grad(function(x, y, h), x)[0])
+
+
+@needs_native
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2.0e-7), (torch.float64, 4.5e-16)])
+def test_the_exponential(dtype, bound):
+    """Over the whole range of exponents, by every instruction set."""
+    from brenier import _native
+
+    lowest, highest = (-125.99, 127.49) if dtype == torch.float32 else (-1021.99, 1023.49)
+    x = torch.linspace(lowest, highest, 300_007, dtype=dtype)
+    x = torch.cat([x, torch.linspace(-1, 1, 300_007, dtype=dtype)])
+    exact = numpy.exp2(x.numpy().astype(numpy.longdouble))
+    ends = torch.tensor([-torch.inf, -1e30, -2000.0, 0.0, 5000.0, torch.nan], dtype=dtype)
+    before = _native.simd()
+    try:
+        for level in _native.simd_levels():
+            _native.set_simd(level)
+            out, edge = torch.empty_like(x), torch.empty_like(ends)
+            _native.exp2(dtype == torch.float64, x.data_ptr(), out.data_ptr(), x.numel())
+            _native.exp2(dtype == torch.float64, ends.data_ptr(), edge.data_ptr(), ends.numel())
+            assert float(abs(out.numpy() / exact - 1).max()) < bound
+            assert edge[:3].tolist() == [0, 0, 0]
+            assert abs(float(edge[3]) - 1) < bound
+            assert edge[4] == torch.inf
+            assert edge[5].isnan()
+    finally:
+        _native.set_simd(before)
+
+
+# The choice
+
+
+def test_use_engine_refuses_other_names():
+    with pytest.raises(ValueError, match="'auto', 'reference' or 'native'"), engine.use_engine("cuda"):
+        pass
+
+
+@needs_native
+def test_native_serves_the_named_costs(monkeypatch):
+    calls = []
+    run = native._run
+    monkeypatch.setattr(native, "_run", lambda *args, **kwargs: calls.append(args[1]) or run(*args, **kwargs))
+    x, y = torch.rand(6, 3), torch.rand(7, 3)
+    for ground, kind in (
+        ("sqeuclidean", "dot"),
+        ("cosine", "dot"),
+        ("euclidean", "l2"),
+        ("cityblock", "l1"),
+        ("chebyshev", "linf"),
+        (lambda x, y: (x - y).abs().sum(-1), None),
+    ):
+        calls.clear()
+        geometry = PointCloud(x, y, ground)
+        for h, dim in ((torch.zeros(7), 1), (torch.zeros(6), 0)):
+            out = geometry.softmin(h, 0.1, dim)
+            with engine.use_engine("reference"):
+                torch.testing.assert_close(out, geometry.softmin(h, 0.1, dim), rtol=1e-4, atol=1e-5)
+        assert calls == ([kind] * 2 if kind else [])
+    calls.clear()
+    engine.softmin(pairs_of("dot", x.bfloat16(), y.bfloat16()), torch.zeros(7, dtype=torch.bfloat16), 0.1)
+    assert calls == []
