@@ -10,8 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from ...adjoint import log_weights
@@ -74,8 +72,7 @@ class _Item(NamedTuple):
     @property
     def settled(self) -> bool:
         """Whether the level is that of the problem."""
-        assert self.problem.epsilon is not None
-        return bool(self.epsilon <= self.problem.epsilon)
+        return bool(self.epsilon <= _target(self))
 
 
 class NewtonState(NamedTuple):
@@ -182,7 +179,7 @@ class _NewtonSolver(Solver[NewtonState]):
         assert problem.epsilon is not None
         double = problem.double()
         # stopped on the way down: the columns are owed an update at the problem's epsilon
-        items = [i if i.settled else self._refreshed(i._replace(epsilon=i.problem.epsilon)) for i in state.items]
+        items = [i if i.settled else self._refreshed(i._replace(epsilon=_target(i))) for i in state.items]
         f, g = (torch.stack([getattr(i, name) for i in items]).reshape(*problem.batch_shape, -1) for name in "fg")
         eps = problem.epsilon.double()
         line = eps.unsqueeze(-1) if eps.dim() else eps
@@ -238,8 +235,7 @@ class _NewtonSolver(Solver[NewtonState]):
     def _next_level(self, item: _Item) -> _Item:
         if item.settled or (item.error > _LEVEL_TOL and item.steps < _LEVEL_STEPS):
             return item
-        assert item.problem.epsilon is not None
-        epsilon = self.schedule.next(item.epsilon, item.problem.epsilon)
+        epsilon = self.schedule.next(item.epsilon, _target(item))
         item = item._replace(epsilon=epsilon, sweeps=self.sweeps, steps=0, radius=1.0, failures=0)
         return item if self.sweeps else self._refreshed(item)
 
@@ -417,6 +413,8 @@ class SparseNewton(_NewtonSolver):
             transposed = K.T
         else:
             rows, cols, reduced = problem.geometry.smallest(F, G, item.entries)
+            from scipy.sparse import csr_array  # slow to import
+
             values = (-reduced / eps).exp()
             keep = values > 0
             index = (_numpy(rows[keep]), _numpy(cols[keep]))
@@ -461,6 +459,11 @@ class Newton(_NewtonSolver):
 
 
 # -- how it is done ------------------------------------------------------------------------------------------
+
+
+def _target(item: _Item) -> Tensor:
+    assert item.problem.epsilon is not None
+    return item.problem.epsilon
 
 
 def _columns(item: _Item, f: Tensor) -> tuple[Tensor, float]:
@@ -510,17 +513,16 @@ def _cg(
 def _factorised(K: Any, rhs: Array, scale: Array, shift: float) -> Array:
     """Solve (shift I - K K^T) x = rhs; the null direction, constants in f, is filled in."""
     product = K @ K.T
-    matrix = -(product if isinstance(product, np.ndarray) else product.toarray())
-    constant = scale / np.linalg.norm(scale)
-    matrix += np.outer(constant, constant)
+    matrix = torch.from_numpy(-(product if isinstance(product, np.ndarray) else product.toarray()))
+    constant = torch.from_numpy(scale / np.linalg.norm(scale))
+    matrix += torch.outer(constant, constant)
     jitter = 1e-15
     while True:
-        matrix[np.diag_indices_from(matrix)] += shift + jitter
-        try:
-            return np.asarray(cho_solve(cho_factor(matrix), rhs))
-        except LinAlgError:
-            matrix[np.diag_indices_from(matrix)] -= shift + jitter
-            jitter *= 10
+        factor, info = torch.linalg.cholesky_ex(matrix + (shift + jitter) * torch.eye(len(matrix), dtype=matrix.dtype))
+        if not info:
+            out: Array = torch.cholesky_solve(torch.from_numpy(rhs).unsqueeze(-1), factor).squeeze(-1).numpy()
+            return out
+        jitter *= 10
 
 
 def _unbatched(problem: Problem) -> list[Problem]:
