@@ -16,7 +16,7 @@ from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
 from .problem import Exact, Marginal, Problem, Relative
 from .solution import Solution
-from .solvers import Monotone, NetworkSimplex, Sinkhorn, Solver, run
+from .solvers import Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
 
 __all__ = ["solve"]
 
@@ -24,6 +24,8 @@ __all__ = ["solve"]
 _DENSE_LIMIT = 20_000**2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
+    "sns": SparseNewton,
+    "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
 }
@@ -61,7 +63,8 @@ def solve(
         cost: a name, a `Cost` or a function of two broadcasting tensors; "sqeuclidean" is ||x - y||^2, without 1/2.
         epsilon: entropic strength in cost units, or `Relative(0.05)` for 0.05 x mean cost; None is exact.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
-        solver: "auto", "sinkhorn", "network-simplex", "monotone", or a `Solver`.
+        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", or a `Solver`. "sns" reaches high
+            accuracy at small epsilon.
         tol: marginal error relative to the mass; entropic solvers only.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.

@@ -43,6 +43,7 @@ def test_every_public_loader_is_registered() -> None:
         "fashion-mnist",
         "flow-cytometry-wells",
         "japanese-vowels",
+        "photographs",
         "yeast-dose-response",
     ]
 

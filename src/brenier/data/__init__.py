@@ -22,6 +22,7 @@ from ._images import digit_clouds as digit_clouds
 from ._images import digits as digits
 from ._images import fashion_mnist as fashion_mnist
 from ._images import image_clouds as image_clouds
+from ._images import photographs as photographs
 from ._images import read_idx as read_idx
 from ._registry import DatasetInfo as DatasetInfo
 from ._registry import dataset as dataset
@@ -55,6 +56,7 @@ __all__ = [
     "info",
     "japanese_vowels",
     "list_datasets",
+    "photographs",
     "preprocess_cytometry",
     "read_fcs",
     "read_idx",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import need
-from ._fetch import DataUnavailable, first_of, from_debian, from_url
+from ._fetch import DataUnavailable, first_of, from_debian, from_pypi, from_url
 from ._registry import dataset
 
 
@@ -212,3 +212,43 @@ def fashion_mnist() -> SplitImages:
         parts.append(_parse_idx(raw, name))
     train, train_labels, test, test_labels = parts
     return SplitImages(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64))
+
+
+_PHOTOGRAPHS = ("brick", "camera", "coins", "grass", "gravel", "moon")
+_PHOTOGRAPHS_WHEEL = "scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+_PHOTOGRAPHS_SHA256 = "24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641"
+
+
+@dataset(
+    "photographs",
+    source="PyPI scikit-image 0.25.2 (wheel)",
+    licence="BSD-3-Clause (scikit-image); the pictures are CC0 or in the public domain",
+    size="14.8 MB fetched, 0.8 MB kept",
+)
+def photographs() -> dict[str, NDArray[np.uint8]]:
+    """Six grey photographs: brick, camera, coins, grass, gravel, moon.
+
+    Source: the wheel of scikit-image 0.25.2 (BSD-3-Clause), or an installed copy of that version; the pictures are
+    CC0 or in the public domain. 14.8 MB fetched, 0.8 MB kept.
+
+    Returns:
+        name to picture (height, width), bytes: 512 x 512, but coins 303 x 384.
+
+    Raises:
+        DataUnavailable: when the wheel cannot be had; it is the one for Linux on x86-64 and Python 3.11.
+        ImportError: when Pillow is not installed.
+    """
+    members = {name: f"skimage/data/{name}.png" for name in _PHOTOGRAPHS}
+    paths = from_pypi(
+        "scikit-image",
+        "0.25.2",
+        filename=_PHOTOGRAPHS_WHEEL,
+        sha256=_PHOTOGRAPHS_SHA256,
+        members=list(members.values()),
+    )
+    image = need("PIL.Image", "data", "Reading photographs")
+    out = {}
+    for name, member in members.items():
+        with image.open(paths[member]) as picture:
+            out[name] = np.asarray(picture.convert("L"))
+    return out
