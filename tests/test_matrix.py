@@ -32,7 +32,8 @@ from problems import (
     weights,
 )
 
-SOLVERS = ("sinkhorn", "network-simplex", "monotone")
+ENTROPIC = ("sinkhorn", "sns", "newton")
+SOLVERS = (*ENTROPIC, "network-simplex", "monotone")
 MARGINALS = ("Exact", "KL", "KL, Exact")
 DTYPES = (torch.float64, torch.float32)
 KINDS = ("PointCloud", "CostMatrix", "Grid", "batched")
@@ -55,7 +56,7 @@ class Combination(NamedTuple):
 GAPS: list[tuple[str, bool, Callable[[Combination], bool]]] = [
     ("a grid has the cost sum |x - y|^p and no other", False, lambda c: c.kind == "Grid" and c.cost not in _GRID_P),
     ("node indices have no batch", True, lambda c: c.kind == "batched" and c.cost == "GraphGeodesic"),
-    ("exact solvers take exact marginals", True, lambda c: c.solver != "sinkhorn" and c.marginal != "Exact"),
+    ("only Sinkhorn takes soft marginals", True, lambda c: c.solver != "sinkhorn" and c.marginal != "Exact"),
     ("sorting needs points", True, lambda c: c.solver == "monotone" and c.kind in ("CostMatrix", "Grid")),
     ("sorting needs a convex cost", True, lambda c: c.solver == "monotone" and not COST[c.cost].on_line),
     (
@@ -121,14 +122,14 @@ def run(c: Combination, **more: Any) -> tuple[Solution, Case, float | None, tupl
         c.marginal
     ]
     marginals: tuple[Marginal, Marginal] = tuple(Exact() if r is None else KL(r) for r in rho)  # type: ignore[assignment]
-    epsilon = 0.1 * scale if c.solver == "sinkhorn" else None
+    epsilon = 0.1 * scale if c.solver in ENTROPIC else None
     tol = {} if epsilon is None else {"tol": 1e-11 if c.dtype == torch.float64 else 1e-5}
     solution = brenier.solve(**k.inputs, solver=c.solver, marginals=marginals, epsilon=epsilon, **tol, **more)
     return solution, k, epsilon, rho
 
 
 def test_the_matrix_is_whole() -> None:
-    assert len(EVERYTHING) == 3 * 11 * 3 * 2 * 4
+    assert len(EVERYTHING) == 5 * 11 * 3 * 2 * 4
     assert len(RUN) + sum(gap(c) is not None for c in EVERYTHING) == len(EVERYTHING)
     assert {c.solver for c in RUN} == set(SOLVERS)
     assert {c.cost for c in RUN} == {str(c) for c in COSTS}

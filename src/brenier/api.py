@@ -17,7 +17,7 @@ from .geometry import CostMatrix, Geometry, PointCloud
 from .problem import Exact, Marginal, Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import DualAscent, Monotone, NetworkSimplex, Sinkhorn, Solver, run
+from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
 
 __all__ = ["solve"]
 
@@ -25,6 +25,8 @@ __all__ = ["solve"]
 _DENSE_LIMIT = 20_000**2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
+    "sns": SparseNewton,
+    "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
     "dual-ascent": DualAscent,
@@ -66,7 +68,8 @@ def solve(
         regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
             non-zeros in each column.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
-        solver: "auto", "sinkhorn", "network-simplex", "monotone", "dual-ascent", or a `Solver`.
+        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a `Solver`. "sns"
+            reaches high accuracy at small epsilon.
         tol: marginal error relative to the mass; solvers of regularised problems only.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.

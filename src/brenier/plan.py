@@ -196,10 +196,14 @@ def _check_count(name: str, value: Any) -> None:
 
 
 class GibbsPlan(Plan):
-    """P_ij = exp((F_i + G_j - c_ij) / eps), with the marginals absorbed: F = f + eps log a."""
+    """P_ij = exp((F_i + G_j - c_ij) / eps), with the marginals absorbed: F = f + eps log a.
+
+    F, G and epsilon may be kept in float64 under a float32 geometry; what users receive has the geometry's dtype.
+    """
 
     def __init__(self, geometry: Geometry, F: Tensor, G: Tensor, epsilon: Tensor) -> None:
         self.geometry, self.F, self.G, self.epsilon = geometry, F, G, epsilon
+        self._exact = geometry if geometry.dtype == F.dtype else geometry.to(F.dtype)
         self.shape = geometry.shape
         self.batch_shape = F.shape[:-1]
 
@@ -207,14 +211,14 @@ class GibbsPlan(Plan):
         return self.epsilon.unsqueeze(-1) if self.epsilon.dim() else self.epsilon
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return self.geometry.apply(self.F, self.G, self.epsilon, v)
+        return self._exact.apply(self.F, self.G, self.epsilon, v.to(self.F)).to(v)
 
     def row_sums(self) -> Tensor:
         # through softmin: exact where the direct sum would overflow
-        return ((self.F - self.geometry.softmin(self.G, self.epsilon)) / self._per_line()).exp()
+        return ((self.F - self._exact.softmin(self.G, self.epsilon)) / self._per_line()).exp()
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        return self.geometry.moments(self.F, self.G, self.epsilon)
+        return self._exact.moments(self.F, self.G, self.epsilon)
 
     def scaled(self, u: Tensor | None = None, v: Tensor | None = None) -> GibbsPlan:
         F = self.F if u is None else self.F + self._per_line() * u.log()
@@ -231,17 +235,17 @@ class GibbsPlan(Plan):
         epsilon = float(self.epsilon)
         # exp(-r / eps) > threshold; without one, keep what float64 can tell from zero
         reach = epsilon * (-torch.tensor(threshold or 1e-300, dtype=torch.float64).log().item())
-        rows, cols, reduced = self.geometry.support(self.F, self.G, reach, max_per_row)
+        rows, cols, reduced = self._exact.support(self.F, self.G, reach, max_per_row)
         mass = (-reduced / epsilon).exp()
         keep = mass > threshold  # float32 underflows earlier
         return Entries(rows[keep], cols[keep], mass[keep])
 
     def _topk(self, k: int) -> Entries:
-        rows, cols, reduced = self.geometry.smallest(self.F, self.G, k)
+        rows, cols, reduced = self._exact.smallest(self.F, self.G, k)
         return Entries(rows, cols, (-reduced / self.epsilon).exp())
 
     def _argmax(self) -> Tensor:
-        return self.geometry.cmin(self.G)[1]
+        return self._exact.cmin(self.G)[1]
 
 
 class SparsePlan(Plan):

@@ -32,7 +32,7 @@ class SplitImages(NamedTuple):
     test_labels: NDArray[np.int64]  # (m,)
 
 
-class Photographs(NamedTuple):
+class ColourPhotographs(NamedTuple):
     """Colour photographs, as stored (bytes)."""
 
     astronaut: NDArray[np.uint8]  # (512, 512, 3)
@@ -222,16 +222,54 @@ def fashion_mnist() -> SplitImages:
     return SplitImages(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64))
 
 
-_PHOTOGRAPHS = [f"skimage/data/{name}.png" for name in Photographs._fields]
+_PHOTOGRAPHS = ("brick", "camera", "coins", "grass", "gravel", "moon")
+_PHOTOGRAPHS_WHEEL = "scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+_PHOTOGRAPHS_SHA256 = "24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641"
+_COLOUR_PHOTOGRAPHS = [f"skimage/data/{name}.png" for name in ColourPhotographs._fields]
 
 
 @dataset(
     "photographs",
     source="PyPI scikit-image 0.25.2 (wheel)",
+    licence="BSD-3-Clause (scikit-image); the pictures are CC0 or in the public domain",
+    size="14.8 MB fetched, 0.8 MB kept",
+)
+def photographs() -> dict[str, NDArray[np.uint8]]:
+    """Six grey photographs: brick, camera, coins, grass, gravel, moon.
+
+    Source: the wheel of scikit-image 0.25.2 (BSD-3-Clause), or an installed copy of that version; the pictures are
+    CC0 or in the public domain. 14.8 MB fetched, 0.8 MB kept.
+
+    Returns:
+        name to picture (height, width), bytes: 512 x 512, but coins 303 x 384.
+
+    Raises:
+        DataUnavailable: when the wheel cannot be had.
+        ImportError: when Pillow is not installed.
+    """
+    members = {name: f"skimage/data/{name}.png" for name in _PHOTOGRAPHS}
+    paths = from_pypi(
+        "scikit-image",
+        "0.25.2",
+        filename=_PHOTOGRAPHS_WHEEL,
+        sha256=_PHOTOGRAPHS_SHA256,
+        members=list(members.values()),
+    )
+    image = need("PIL.Image", "data", "Reading photographs")
+    out = {}
+    for name, member in members.items():
+        with image.open(paths[member]) as picture:
+            out[name] = np.asarray(picture.convert("L"))
+    return out
+
+
+@dataset(
+    "colour-photographs",
+    source="PyPI scikit-image 0.25.2 (wheel)",
     licence="CC0 (chelsea, coffee); public domain (astronaut: NASA); BSD-3-Clause (scikit-image)",
     size="14.8 MB fetched, 1.5 MB kept",
 )
-def photographs() -> Photographs:
+def colour_photographs() -> ColourPhotographs:
     """Three colour photographs: an astronaut, the cat Chelsea, a cup of coffee.
 
     Source: the wheel of scikit-image 0.25.2 (`skimage.data`): a portrait of Eileen Collins by NASA (public domain),
@@ -249,12 +287,12 @@ def photographs() -> Photographs:
     paths = from_pypi(
         "scikit-image",
         "0.25.2",
-        filename="scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
-        sha256="24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641",
-        members=_PHOTOGRAPHS,
+        filename=_PHOTOGRAPHS_WHEEL,
+        sha256=_PHOTOGRAPHS_SHA256,
+        members=_COLOUR_PHOTOGRAPHS,
     )
     pictures = []
-    for member in _PHOTOGRAPHS:
+    for member in _COLOUR_PHOTOGRAPHS:
         with image.open(paths[member]) as picture:
             pictures.append(np.array(picture.convert("RGB"), dtype=np.uint8))
-    return Photographs(*pictures)
+    return ColourPhotographs(*pictures)

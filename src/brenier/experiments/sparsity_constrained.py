@@ -87,14 +87,14 @@ def run(config: SparsityConfig, log: Log = lambda line: None) -> Report:
     """Run all three parts."""
     title = "Sparsity-constrained OT: at most k entries a column"
     report = Report("sparsity-constrained", title, config.preset, list(config.seeds))
-    for slug in ("photographs", "digits"):
+    for slug in ("colour-photographs", "digits"):
         info = data.info(slug)
         report.data.append(f"{slug}: {info.source}; {info.licence}")
     parts = _Run(config, report, log)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)  # errors of ties are what the tables are about
         try:
-            photographs = data.photographs()
+            photographs = data.colour_photographs()
         except data.DataUnavailable as failure:
             report.notes.append(f"(A) was left out, with its claims: {' '.join(str(failure).split())}")
         else:

@@ -1,6 +1,7 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
@@ -18,11 +19,13 @@ __all__ = [
     "Method",
     "Monotone",
     "NetworkSimplex",
+    "Newton",
     "OverRelaxation",
     "Plain",
     "Relaxation",
     "Schedule",
     "Sinkhorn",
     "Solver",
+    "SparseNewton",
     "run",
 ]

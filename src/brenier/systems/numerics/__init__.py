@@ -1,1 +1,1 @@
-"""Systems for people who need other kinds of plans."""
+"""Systems for people who compute transport itself."""
