@@ -129,7 +129,13 @@ def _trace(geometry: Geometry, a: Array, b: Array, solver: Solver[Any], epsilon:
         solution = solve(
             geometry, a=torch.from_numpy(a), b=torch.from_numpy(b), epsilon=epsilon, solver=solver, callback=watch
         )
-    return _Trace(solution, time.perf_counter() - begin, passes, iterations, errors)
+    seconds = time.perf_counter() - begin
+    trace = _Trace(solution, seconds, passes, iterations, errors)
+    if not iterations or iterations[-1] < trace.n_iter:  # the driver ends before it calls back
+        passes.append(trace.total_passes)
+        iterations.append(trace.n_iter)
+        errors.append(max(float(solution.stats["marginal_error"]), 1e-17))
+    return trace
 
 
 def _add(table: Table, name: str, runs: list[_Trace]) -> None:
