@@ -14,6 +14,7 @@ from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarnin
 from .geometry import CostMatrix, Geometry, Grid, PointCloud
 from .plan import Plan
 from .problem import KL, Exact, Marginal, Problem, Relative
+from .regularizers import Regularizer, SquaredNorm
 from .solution import Solution, Status
 
 __version__ = "0.1.0"
@@ -36,8 +37,10 @@ __all__ = [
     "Plan",
     "PointCloud",
     "Problem",
+    "Regularizer",
     "Relative",
     "Solution",
+    "SquaredNorm",
     "Status",
     "__version__",
     "solve",

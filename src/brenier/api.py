@@ -15,8 +15,9 @@ from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
 from .problem import Exact, Marginal, Problem, Relative
+from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
+from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
 
 __all__ = ["solve"]
 
@@ -28,6 +29,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
+    "dual-ascent": DualAscent,
 }
 
 
@@ -39,6 +41,7 @@ def solve(
     b: Any = None,
     cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
     epsilon: float | Relative | Tensor | None = None,
+    regularizer: Regularizer | None = None,
     marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
     solver: str | Solver[Any] = "auto",
     tol: float | None = None,
@@ -62,10 +65,12 @@ def solve(
         a, b: masses (*batch, n) and (*batch, m), nonnegative, of equal total; uniform with total 1 when None.
         cost: a name, a `Cost` or a function of two broadcasting tensors; "sqeuclidean" is ||x - y||^2, without 1/2.
         epsilon: entropic strength in cost units, or `Relative(0.05)` for 0.05 x mean cost; None is exact.
+        regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
+            non-zeros in each column.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
-        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", or a `Solver`. "sns" reaches high
-            accuracy at small epsilon.
-        tol: marginal error relative to the mass; entropic solvers only.
+        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a `Solver`. "sns"
+            reaches high accuracy at small epsilon.
+        tol: marginal error relative to the mass; solvers of regularised problems only.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -98,7 +103,7 @@ def solve(
         refuse("generator", "a torch.Generator or None", type(generator).__name__)
     if callback is not None and not callable(callback):
         refuse("callback", "a function of (iteration, state) or None", repr(callback))
-    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon)
+    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer)
     chosen, reason = _choose(solver, problem)
     chosen = _tuned(chosen, tol, max_iter)
     return run(
@@ -171,6 +176,8 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
         refuse("solver", "one of 'auto', " + ", ".join(map(repr, _SOLVERS)) + " or a Solver", repr(solver))
     if solver != "auto":
         return _SOLVERS[solver](), "asked for"
+    if problem.regularizer is not None:
+        return DualAscent(), "a regularizer was given"
     if problem.epsilon is not None:
         return Sinkhorn(), "an epsilon was given"
     if not problem.balanced:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .solution import Solution
 
 __all__ = [
+    "InfeasibleWarning",
     "InvalidInput",
     "MissingExtra",
     "NotConverged",
@@ -44,6 +45,10 @@ class NotConverged(RuntimeError):
 
 class NotConvergedWarning(UserWarning):
     """A solver stopped before its tolerance was met and `throw=False`."""
+
+
+class InfeasibleWarning(UserWarning):
+    """No plan can meet what was asked; the answer violates a constraint, and says which and by how much."""
 
 
 class PerformanceWarning(UserWarning):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from ._inputs import float_tensor, is_real, weights_tensor
 from .errors import InvalidInput, refuse
 from .geometry import Geometry
+from .regularizers import Regularizer
 
 __all__ = ["KL", "Exact", "Marginal", "Problem", "Relative"]
 
@@ -110,7 +111,7 @@ _MASS_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 @dataclass(frozen=True)
 class Problem:
-    """Minimise <P, C> + eps KL(P | a ⊗ b) + phi_a(P1) + phi_b(P^T 1) over P >= 0.
+    """Minimise <P, C> + eps KL(P | a ⊗ b) + phi_a(P1) + phi_b(P^T 1) over P >= 0; or Omega(P) instead of eps KL.
 
     Build it with `Problem.make`, which checks; the fields are then consistent.
 
@@ -119,6 +120,7 @@ class Problem:
         a, b: (*batch, n) and (*batch, m), nonnegative masses.
         marginals: what the row and the column marginal must do.
         epsilon: in cost units, (*batch,) or (); None for the unregularised problem.
+        regularizer: Omega, such as `SquaredNorm(gamma, k)`, for exact marginals and no epsilon.
     """
 
     geometry: Geometry
@@ -126,6 +128,7 @@ class Problem:
     b: Tensor
     marginals: tuple[Marginal, Marginal] = (Exact(), Exact())
     epsilon: Tensor | None = None
+    regularizer: Regularizer | None = None
 
     @classmethod
     def make(
@@ -136,12 +139,14 @@ class Problem:
         *,
         marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
         epsilon: float | Relative | Tensor | None = None,
+        regularizer: Regularizer | None = None,
     ) -> Problem:
         """Check the parts and put them together.
 
         Raises:
             InvalidInput: weights of the wrong shape, negative, not finite, without mass, or of unequal total where
-                a marginal is exact; an epsilon that is not positive; another type of marginal.
+                a marginal is exact; an epsilon that is not positive; another type of marginal; a regularizer together
+                with an epsilon or a soft marginal.
         """
         n, m = geometry.shape
         like = geometry.tensors[0]
@@ -161,7 +166,9 @@ class Problem:
         if isinstance(pair[0], Exact) and isinstance(pair[1], Exact):
             b = _equal_masses(a, b)
         problem = cls(geometry, a, b, pair)
-        return cls(geometry, a, b, pair, _epsilon(epsilon, problem))
+        if regularizer is not None:
+            _check_regularizer(regularizer, problem, epsilon)
+        return replace(problem, epsilon=_epsilon(epsilon, problem), regularizer=regularizer)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -174,12 +181,14 @@ class Problem:
     @property
     def T(self) -> Problem:
         """The problem with source and target exchanged."""
-        return Problem(self.geometry.T, self.b, self.a, self.marginals[::-1], self.epsilon)
+        regularizer = None if self.regularizer is None else self.regularizer.T
+        return Problem(self.geometry.T, self.b, self.a, self.marginals[::-1], self.epsilon, regularizer)
 
     def detach(self) -> Problem:
         """The same problem without gradient history."""
         epsilon = None if self.epsilon is None else self.epsilon.detach()
-        return Problem(self.geometry.detach(), self.a.detach(), self.b.detach(), self.marginals, epsilon)
+        fixed = self.geometry.detach()
+        return replace(self, geometry=fixed, a=self.a.detach(), b=self.b.detach(), epsilon=epsilon)
 
     def double(self) -> Problem:
         """The same problem in float64."""
@@ -187,7 +196,7 @@ class Problem:
         a, b = self.a.double(), self.b.double()
         if self.balanced:
             b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
-        return Problem(self.geometry.to(torch.float64), a, b, self.marginals, epsilon)
+        return replace(self, geometry=self.geometry.to(torch.float64), a=a, b=b, epsilon=epsilon)
 
     @property
     def balanced(self) -> bool:
@@ -207,6 +216,15 @@ def _equal_masses(a: Tensor, b: Tensor) -> Tensor:
             f"differ with marginals=KL(rho)."
         )
     return b * (mass_a / mass_b).to(b.dtype).unsqueeze(-1)
+
+
+def _check_regularizer(regularizer: Regularizer, problem: Problem, epsilon: object) -> None:
+    if not isinstance(regularizer, Regularizer):
+        refuse("regularizer", "a Regularizer such as SquaredNorm(1.0, k=4), or None", repr(regularizer))
+    if epsilon is not None:
+        refuse("regularizer", "epsilon=None, since epsilon is the strength of the entropy", f"epsilon={epsilon}")
+    if not problem.balanced:
+        refuse("regularizer", "exact marginals", str(problem.marginals))
 
 
 def _epsilon(epsilon: float | Relative | Tensor | None, problem: Problem) -> Tensor | None:

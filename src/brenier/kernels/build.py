@@ -19,7 +19,7 @@ def _load() -> ModuleType | None:
 native = _load()
 """The compiled extension, or None where brenier was installed without a compiler."""
 
-__all__ = ["native", "warn_without_native"]
+__all__ = ["warn_without_native"]
 
 _warned = False
 

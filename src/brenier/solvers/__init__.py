@@ -7,10 +7,16 @@ from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
+from .quadratic.ascent import DualAscent
+from .quadratic.methods import LBFGS, Adam, Method
 
 __all__ = [
+    "LBFGS",
+    "Adam",
+    "DualAscent",
     "Fixed",
     "Halving",
+    "Method",
     "Monotone",
     "NetworkSimplex",
     "Newton",

@@ -42,6 +42,7 @@ class Solver(ABC, Generic[State]):
     """
 
     name: ClassVar[str]
+    regularized: ClassVar[bool] = False  # whether it takes a problem with a regularizer, and only such
     max_iter: int = 1
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ def run(
     kind: Kind = Kind(),
     reason: str = "asked for",
     throw: bool = False,
+    warn: bool = True,
     progress: bool = False,
     callback: Callable[[int, Any], bool | None] | None = None,
 ) -> Solution:
@@ -96,6 +98,7 @@ def run(
         kind: the container of the user.
         reason: why this solver, for `stats`.
         throw: raise `NotConverged` instead of warning.
+        warn: off for callers that report the status in words of their own.
         progress: show a progress bar.
         callback: called as `callback(iteration, state)` after each step; a true answer stops the solve.
 
@@ -103,6 +106,7 @@ def run(
         InvalidInput: the solver cannot take the problem.
         NotConverged: with `throw=True`, when an item of the batch did not end well.
     """
+    _check_regularizer(problem, solver)
     solver.check(problem)
     start = time.perf_counter()
     fixed = problem.detach()
@@ -140,8 +144,17 @@ def run(
         message += f", {failed} of {len(statuses)} problems)." if len(statuses) > 1 else ")."
         if throw:
             raise NotConverged(message, solution)
-        warnings.warn(message, NotConvergedWarning, stacklevel=3)
+        if warn:
+            warnings.warn(message, NotConvergedWarning, stacklevel=3)
     return solution
+
+
+def _check_regularizer(problem: Problem, solver: Solver[Any]) -> None:
+    given = problem.regularizer
+    if solver.regularized and given is None:
+        refuse(solver.name, "a problem with a regularizer", "none", "Give regularizer=SquaredNorm(gamma, k).")
+    if given is not None and not solver.regularized:
+        refuse(solver.name, "a problem without a regularizer", repr(given), "Use solver='dual-ascent'.")
 
 
 def _number(t: Tensor) -> float | list[float]:
