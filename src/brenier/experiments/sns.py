@@ -129,7 +129,13 @@ def _trace(geometry: Geometry, a: Array, b: Array, solver: Solver[Any], epsilon:
         solution = solve(
             geometry, a=torch.from_numpy(a), b=torch.from_numpy(b), epsilon=epsilon, solver=solver, callback=watch
         )
-    return _Trace(solution, time.perf_counter() - begin, passes, iterations, errors)
+    seconds = time.perf_counter() - begin
+    trace = _Trace(solution, seconds, passes, iterations, errors)
+    if not iterations or iterations[-1] < trace.n_iter:  # the driver ends before it calls back
+        passes.append(trace.total_passes)
+        iterations.append(trace.n_iter)
+        errors.append(max(float(solution.stats["marginal_error"]), 1e-17))
+    return trace
 
 
 def _add(table: Table, name: str, runs: list[_Trace]) -> None:
@@ -168,14 +174,25 @@ def _share_of_iterations(fast: list[_Trace], slow: list[_Trace]) -> float:
     return _mean([float(r.n_iter) if r.converged else math.inf for r in fast]) / _mean([r.n_iter for r in slow])
 
 
+def _share_of_seconds(fast: list[_Trace], slow: list[_Trace]) -> float:
+    """Seconds over seconds, under the same conditions."""
+    return _mean([r.seconds if r.converged else math.inf for r in fast]) / _mean([r.seconds for r in slow])
+
+
+def _against(fast: list[_Trace], plain: list[_Trace], what: Callable[[list[_Trace], list[_Trace]], float]) -> float:
+    """A ratio on the seeds that the paper's Sinkhorn ran on."""
+    return what(fast[: len(plain)], plain)
+
+
 def run(config: SNSConfig, log: Log = lambda line: None) -> Report:
     """Run all parts."""
     report = Report("sns", "SNS: Sinkhorn with sparse Newton iterations", config.preset, list(config.seeds))
     report.data.append("generated: C uniform on [0, 1], uniform masses; the paper's own generator")
     report.notes += [
         f"epsilon = 1/1200 for costs of maximum 1. SNS runs to {_TOL:g}, Sinkhorn to {_SINKHORN_TOL:g} only.",
-        "The baseline of every claim is this library's own Sinkhorn (epsilon schedule and over-relaxation), which is "
-        "faster than the plain Sinkhorn of the paper; that one is in the tables beside it.",
+        "There are two baselines: Sinkhorn as in the paper, on the first "
+        f"{min(config.plain, len(config.seeds))} seeds, and this library's own Sinkhorn (epsilon schedule and "
+        "over-relaxation), which is several times faster. Both face the same thresholds.",
         f"Sinkhorn is stopped after {config.sinkhorn_cap} iterations ({config.city_block_cap} for the city-block "
         "cost). A ratio to its iterations or seconds is then an upper bound.",
         "(B) uses scikit-learn's digits, enlarged, in place of MNIST. 0.01/pixels is added to each pixel.",
@@ -219,6 +236,10 @@ def _assignment(config: SNSConfig, report: Report, log: Log, curves: dict[str, d
     curves["(A) random assignment"] = {name: traces[0] for name, traces in runs.items()}
     fast, dense, poor = runs["SNS"], runs["dense Newton"], runs["density 2/n, fixed"]
     slow = runs[f"Sinkhorn to {_SINKHORN_TOL:g}"]
+    paper = runs[f"Sinkhorn as in the paper, to {_SINKHORN_TOL:g}"]
+    last = report.table("(A) The last errors, medians over seeds", ("fourth last", "third last", "second last", "last"))
+    for name in ("SNS", "dense Newton", "density 2/n, fixed"):
+        last.add(name, *(float(np.median([r.errors[-k] for r in runs[name]])) for k in (4, 3, 2, 1)))
     tails = [
         all(late <= early**1.5 for early, late in zip(r.errors[-3:], r.errors[-2:])) if r.converged else False
         for r in fast
@@ -229,6 +250,11 @@ def _assignment(config: SNSConfig, report: Report, log: Log, curves: dict[str, d
         Claim.at_most("(A) largest marginal error of SNS, measured anew", max(r.marginal_error for r in fast), 1e-12),
         Claim.at_most(
             "(A) all iterations of SNS to 1e-12 over those of Sinkhorn to 1e-6", _share_of_iterations(fast, slow), 0.05
+        ),
+        Claim.at_most(
+            "(A) all iterations of SNS to 1e-12 over those of the paper's Sinkhorn to 1e-6",
+            _against(fast, paper, _share_of_iterations),
+            0.05,
         ),
         Claim.at_least(
             "(A) share of seeds on which the last three errors fall with order 1.5", float(np.mean(tails)), 1.0
@@ -308,20 +334,34 @@ def _digits(config: SNSConfig, report: Report, log: Log, curves: dict[str, dict[
             f"Sinkhorn as in the paper, to {_SINKHORN_TOL:g}": as_paper[0],
         }
         if p == 2:
-            seconds = _mean([(x.seconds + y.seconds) / 2 for x, y in zip(first, second)])
-            ratio = seconds / _mean([r.seconds for r in slow]) if all(r.converged for r in first) else math.inf
+            for one, other in zip(first, second):
+                one.seconds = (one.seconds + other.seconds) / 2
             report.claims += [
                 Claim.at_most("(B) squared Euclidean: Newton steps to 1e-12, mean over pairs", _steps(first), 20),
-                Claim.at_most("(B) squared Euclidean: seconds of SNS to 1e-12 over Sinkhorn to 1e-6", ratio, 1 / 3),
+                Claim.at_most(
+                    "(B) squared Euclidean: seconds of SNS to 1e-12 over Sinkhorn to 1e-6",
+                    _share_of_seconds(first, slow),
+                    1 / 3,
+                ),
+                Claim.at_most(
+                    "(B) squared Euclidean: seconds of SNS to 1e-12 over the paper's Sinkhorn to 1e-6",
+                    _against(first, as_paper, _share_of_seconds),
+                    1 / 3,
+                ),
             ]
         else:
-            report.claims.append(
+            report.claims += [
                 Claim.at_most(
                     "(B) city-block: all iterations of SNS to 1e-10 over those of Sinkhorn to 1e-6",
                     _share_of_iterations(first, slow),
                     0.5,
-                )
-            )
+                ),
+                Claim.at_most(
+                    "(B) city-block: all iterations of SNS to 1e-10 over those of the paper's Sinkhorn to 1e-6",
+                    _against(first, as_paper, _share_of_iterations),
+                    0.5,
+                ),
+            ]
 
 
 # -- (C) photographs -----------------------------------------------------------------------------------------

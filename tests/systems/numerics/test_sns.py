@@ -114,6 +114,6 @@ def test_on_the_shelf():
 def test_smoke_measures_every_claim():
     report = start("sns", "smoke")
     assert [c.sentence[:3] for c in report.claims[:3]] == ["(A)"] * 3
-    assert len(report.claims) == 10 + (find_spec("ot") is not None)
+    assert len(report.claims) == 13 + (find_spec("ot") is not None)
     assert all(t.rows for t in report.tables)
     assert {f["file"] for f in report.figures} == {"sns-iterations.svg", "sns-passes.svg"}
