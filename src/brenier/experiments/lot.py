@@ -51,7 +51,7 @@ class LOTConfig(Config):
 
     Attributes:
         n_reference: reference points of (A).
-        sweep: further numbers of reference points in (A).
+        sweep: further numbers of reference points in (A); none leaves out the other ablations of (A) too.
         pairs_from: (A) compares LOT and exact W2 on all pairs of so many clouds.
         triples: how many of the four dose triples of (B).
         n_patients: (C).
@@ -74,7 +74,7 @@ PRESETS = {
     "smoke": LOTConfig(
         "smoke", (100,), n_reference=20, sweep=(), pairs_from=12, triples=1, n_patients=20, n_digits=200, n_cost=30
     ),
-    "quick": LOTConfig("quick", tuple(range(100, 105))),
+    "quick": LOTConfig("quick", tuple(range(100, 105)), sweep=(), n_digits=900),
     "full": LOTConfig("full", tuple(range(100, 110)), digit_seeds=5),
 }
 
