@@ -74,7 +74,7 @@ PRESETS = {
     "smoke": LOTConfig(
         "smoke", (100,), n_reference=20, sweep=(), pairs_from=12, triples=1, n_patients=20, n_digits=200, n_cost=30
     ),
-    "quick": LOTConfig("quick", tuple(range(100, 105)), sweep=(), n_digits=900),
+    "quick": LOTConfig("quick", tuple(range(100, 105)), sweep=(), n_digits=600),
     "full": LOTConfig("full", tuple(range(100, 110)), digit_seeds=5),
 }
 
