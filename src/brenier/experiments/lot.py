@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,7 @@ from ..systems.cells.lot import (
     sample_within_class,
 )
 from .report import Claim, Report
-from .runner import Config
+from .runner import Config, Run
 
 __all__ = ["PRESETS", "LOTConfig", "run"]
 
@@ -79,12 +79,7 @@ PRESETS = {
 }
 
 
-@dataclass
-class _Run:
-    config: LOTConfig
-    report: Report
-    log: Log
-    numbers: dict[str, Any] = field(default_factory=dict)
+_Run = Run[LOTConfig]
 
 
 def run(config: LOTConfig, log: Log = lambda line: None) -> Report:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import MissingExtra, refuse
 from ..systems.catalogue import find
 from .report import Report, provenance
 
-__all__ = ["Config", "start"]
+__all__ = ["Config", "Run", "start"]
+
+C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Config:
 
     preset: str
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run(Generic[C]):
+    """What the parts of an experiment share.
+
+    Attributes:
+        config: what to run.
+        report: where tables, figures and claims go.
+        log: told what is going on, a line at a time.
+    """
+
+    config: C
+    report: Report
+    log: Callable[[str], None]
 
 
 def start(

@@ -35,7 +35,7 @@ from ..solvers import LBFGS, DualAscent
 from ..solvers import run as drive
 from ..systems.numerics.sparsity_constrained import SparseOTResult, SparseOTRouter, sparsity_constrained_ot
 from .report import Claim, Report, Table
-from .runner import Config
+from .runner import Config, Run
 
 __all__ = ["PRESETS", "SparsityConfig", "run"]
 
@@ -75,12 +75,7 @@ PRESETS = {
 }
 
 
-@dataclass
-class _Run:
-    config: SparsityConfig
-    report: Report
-    log: Log
-    numbers: dict[str, Any] = field(default_factory=dict)
+_Run = Run[SparsityConfig]
 
 
 def run(config: SparsityConfig, log: Log = lambda line: None) -> Report:
