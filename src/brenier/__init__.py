@@ -11,7 +11,7 @@ from .adjoint import Adjoint, Envelope
 from .api import solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
-from .geometry import CostMatrix, Geometry, Grid, PointCloud
+from .geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
 from .plan import Plan
 from .problem import KL, Exact, Marginal, Problem, Relative
 from .regularizers import Regularizer, SquaredNorm
@@ -37,6 +37,7 @@ __all__ = [
     "Plan",
     "PointCloud",
     "Problem",
+    "Ragged",
     "Regularizer",
     "Relative",
     "Solution",
