@@ -115,6 +115,37 @@ void pairwise_call(int op, int kind, bool is_double, const std::vector<std::int6
     }
 }
 
+template <class T>
+void matrix_call(int op, bool across, bool shared, const std::vector<std::int64_t>& sizes,
+                 const std::vector<std::uintptr_t>& at, int threads) {
+    const auto in = [&](int i) { return reinterpret_cast<const T*>(at[i]); };
+    MatrixTask<T> t{};
+    t.op = static_cast<Op>(op);
+    t.n = sizes[1], t.m = sizes[2], t.k = sizes[3];
+    t.cost = in(0), t.f = in(1), t.g = in(2), t.vectors = in(3);
+    t.row_step = across ? 1 : t.m, t.col_step = across ? t.n : 1;
+    t.epsilon = 1;
+    t.out = reinterpret_cast<T*>(at[5]);
+    if (t.op == Op::cmin) {
+        t.index = reinterpret_cast<std::int64_t*>(at[6]);
+    } else {
+        t.second = reinterpret_cast<T*>(at[6]);
+    }
+    const Engine<T>& engine = engines<T>()[chosen];
+    nb::gil_scoped_release release;
+    over_matrix(t, shared, in(4), sizes[0], threads, engine);
+}
+
+void over_matrix_call(int op, bool across, bool shared, bool is_double, const std::vector<std::int64_t>& sizes,
+                      const std::vector<std::uintptr_t>& at, int threads) {
+    if (sizes.size() != 4 || at.size() != 7) throw std::invalid_argument("matrix: expected 4 sizes and 7 addresses");
+    if (is_double) {
+        matrix_call<double>(op, across, shared, sizes, at, threads);
+    } else {
+        matrix_call<float>(op, across, shared, sizes, at, threads);
+    }
+}
+
 void exp2_call(bool is_double, std::uintptr_t x, std::uintptr_t out, std::int64_t count) {
     if (is_double) {
         engines<double>()[chosen].exp2(reinterpret_cast<const double*>(x), reinterpret_cast<double*>(out), count);
@@ -152,6 +183,8 @@ std::pair<double, double> rates_call(bool is_double) { return is_double ? rates<
 void bind_pairwise(nb::module_& m) {
     m.def("pairwise", &pairwise_call, nb::arg("op"), nb::arg("kind"), nb::arg("is_double"), nb::arg("sizes"),
           nb::arg("addresses"), nb::arg("steps"), nb::arg("threads"));
+    m.def("over_matrix", &over_matrix_call, nb::arg("op"), nb::arg("across"), nb::arg("shared"), nb::arg("is_double"),
+          nb::arg("sizes"), nb::arg("addresses"), nb::arg("threads"));
     m.def("exp2", &exp2_call, nb::arg("is_double"), nb::arg("x"), nb::arg("out"), nb::arg("count"),
           "2^x of an array, by the kernels' own exponential; for tests.");
     m.def("rates", &rates_call, nb::arg("is_double"), nb::call_guard<nb::gil_scoped_release>(),

@@ -166,9 +166,41 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, 
     });
 }
 
+template <class T>
+void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, int64_t count, int threads,
+                 const Engine<T>& engine) {
+    if (count <= 0 || first.n <= 0) return;
+    const int64_t pairs = first.n * first.m;
+    threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, count * pairs / kPairsPerThread)));
+    // a few tasks for each thread; small problems are taken several at a time
+    const int64_t wanted = std::max<int64_t>(1, count * first.n / (8 * threads)), tile = engine.matrix_lines;
+    const int64_t rows = std::min<int64_t>(first.n, (std::min(wanted, first.n) + tile - 1) / tile * tile);
+    const int64_t parts = (first.n + rows - 1) / rows;
+    const int64_t group = std::clamp<int64_t>(wanted / first.n, 1, 64), groups = (count + group - 1) / group;
+    spread(groups * parts, threads, [&](int, int64_t item) {
+        const int64_t begin = item % parts * rows, end = std::min(first.n, begin + rows);
+        const int64_t last = std::min(count, (item / parts + 1) * group);
+        for (int64_t i = item / parts * group; i < last; ++i) {
+            MatrixTask<T> task = first;
+            task.cost += shared ? 0 : i * pairs;
+            if (task.f) task.f += i * task.n;
+            if (task.g) task.g += i * task.m;
+            if (task.vectors) task.vectors += i * task.m * task.k;
+            if (epsilons) task.epsilon = static_cast<double>(epsilons[i]);
+            task.out += i * task.n * (task.op == Op::apply ? task.k : 1);
+            if (task.second) task.second += i * task.n;
+            if (task.index) task.index += i * task.n;
+            engine.run_matrix(task, begin, end);
+        }
+    });
+}
+
 template void pairwise<float>(const Task<float>&, const Blocks&, int64_t, int, const Engine<float>&);
 template void pairwise<double>(const Task<double>&, const Blocks&, int64_t, int, const Engine<double>&);
 template void pairwise<float>(const Task<float>&, const Steps&, int64_t, int, const Engine<float>&);
 template void pairwise<double>(const Task<double>&, const Steps&, int64_t, int, const Engine<double>&);
+
+template void over_matrix<float>(const MatrixTask<float>&, bool, const float*, int64_t, int, const Engine<float>&);
+template void over_matrix<double>(const MatrixTask<double>&, bool, const double*, int64_t, int, const Engine<double>&);
 
 }  // namespace brenier

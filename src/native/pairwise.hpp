@@ -53,6 +53,23 @@ struct Task {
     List list;
 };
 
+// The same over a matrix that is there. Outputs run over i < n, sums over j < m, and
+// c_ij = cost[i * row_step + j * col_step] with one of the steps 1.
+template <class T>
+struct MatrixTask {
+    Op op;  // not matvec
+    std::int64_t n, m, k;
+    const T* cost;
+    std::int64_t row_step, col_step;
+    const T* f;        // (n,)
+    const T* g;        // (m,)
+    const T* vectors;  // (m, k)
+    double epsilon;
+    T* out;     // (n,) or (n, k)
+    T* second;  // (n,), the cost of `moments`
+    std::int64_t* index;
+};
+
 // One translation unit per instruction set fills one of these per number type.
 template <class T>
 struct Engine {
@@ -66,6 +83,8 @@ struct Engine {
     void (*exp2)(const T* x, T* out, std::int64_t count);
     T (*spin_fma)(std::int64_t count);
     T (*spin_exp2)(std::int64_t count);
+    std::int64_t matrix_lines;  // outputs that are taken together
+    void (*run_matrix)(const MatrixTask<T>&, std::int64_t begin, std::int64_t end);
 };
 
 template <class T>
@@ -91,5 +110,10 @@ void pairwise(const Task<T>& first, const Steps& steps, std::int64_t count, int 
 template <class T>
 void pairwise(const Task<T>& whole, const Blocks& blocks, std::int64_t epsilon_step, int threads,
               const Engine<T>& engine);
+
+// `count` matrices one after the other, or one that all share.
+template <class T>
+void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, std::int64_t count, int threads,
+                 const Engine<T>& engine);
 
 }  // namespace brenier

@@ -14,6 +14,7 @@
 #include <limits>
 #include <utility>
 
+#include "matrix_impl.hpp"
 #include "pairwise.hpp"
 
 #if defined(__GNUC__)
@@ -739,8 +740,8 @@ typename V::scalar spin_exp2(int64_t count) {
 
 template <class V>
 Engine<typename V::scalar> engine(const char* name) {
-    return {name,    V::row_tile,    packed_size<V>, scratch_size<V>, pack<V>,
-            run<V>, exp2_array<V>, spin_fma<V>,    spin_exp2<V>};
+    return {name,          V::row_tile,  packed_size<V>, scratch_size<V>,        pack<V>,       run<V>,
+            exp2_array<V>, spin_fma<V>, spin_exp2<V>,   MatrixRunner<V>::lines, run_matrix<V>};
 }
 
 }  // namespace

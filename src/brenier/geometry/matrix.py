@@ -66,7 +66,7 @@ class CostMatrix(PairGeometry):
         n, m = self.shape
         zero = self.cost.detach().new_zeros(())
         return (
-            Pairs((self.cost,), (), _block, self.shape),
+            Pairs((self.cost,), (), _block, self.shape, "matrix"),
             zero.expand(*self.batch_shape, n),
             zero.expand(*self.batch_shape, m),
         )

@@ -2,7 +2,7 @@
 
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
 was built. Where a gradient is wanted it serves the kind "dot"; the other kinds go to the reference then. It takes
-`Pairs.blocks` too, in tensors without batch axes.
+`Pairs.blocks` too, in tensors without batch axes. The kind "matrix" has kernels of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import matrix, native, reference
 from .reference import Blocks, Pairs, memory_budget, smallest, support
 
 __all__ = [
@@ -87,6 +87,19 @@ def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
     return serves
 
 
+def _given(pairs: Pairs, *others: Tensor) -> bool:
+    """Whether the native engine takes this call over a cost matrix that is there."""
+    if pairs.kind != "matrix" or pairs.blocks is not None or _chosen() == "reference" or not native.available():
+        return False
+    cost = pairs.rows[0]
+    return (
+        cost.dtype in native.DTYPES
+        and all(t.dtype == cost.dtype and t.is_cpu for t in (cost, *others))
+        and not _recorded(pairs, *others)
+        and not torch.compiler.is_compiling()
+    )
+
+
 def _epsilon(epsilon: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
 
@@ -128,6 +141,8 @@ class _Divided:
 def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
     """See `reference.softmin`."""
     epsilon = _epsilon(epsilon, h)
+    if _given(pairs, h, epsilon):
+        return matrix.softmin(pairs.rows[0], h, epsilon)
     if not _native(pairs, h, epsilon, grad=_has_gradient(pairs, epsilon)):
         return reference.softmin(pairs, h, epsilon)
     if _apart(pairs, epsilon, h):
@@ -138,6 +153,8 @@ def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
 
 def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.cmin`."""
+    if _given(pairs, h):
+        return matrix.cmin(pairs.rows[0], h)
     if not _native(pairs, h):
         return reference.cmin(pairs, h)
     return native.cmin(pairs.rows[0], pairs.cols[0], h, *_how(pairs))
@@ -146,6 +163,8 @@ def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
 def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor) -> Tensor:
     """See `reference.apply`."""
     epsilon = _epsilon(epsilon, f)
+    if _given(pairs, f, g, epsilon, v):
+        return matrix.apply(pairs.rows[0], f, g, epsilon, v)
     if not _native(pairs, f, g, epsilon, v, grad=_has_gradient(pairs, epsilon)):
         return reference.apply(pairs, f, g, epsilon, v)
     if _apart(pairs, epsilon, f, g, v):
@@ -157,6 +176,8 @@ def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor
 def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.row_moments`."""
     epsilon = _epsilon(epsilon, f)
+    if _given(pairs, f, g, epsilon, col_term):
+        return matrix.row_moments(pairs.rows[0], f, g, epsilon, col_term)
     if not _native(pairs, f, g, epsilon, col_term, grad=_has_gradient(pairs, epsilon)):
         return reference.row_moments(pairs, f, g, epsilon, col_term)
     rows, cols = pairs.rows[0], pairs.cols[0]
@@ -175,6 +196,8 @@ def matvec(pairs: Pairs, v: Tensor) -> Tensor:
         rows, cols, v64 = pairs.rows[0], pairs.cols[0], v.to(torch.float64)
         moment = cols.to(torch.float64).mT @ v64.unsqueeze(-1)
         return -(rows.to(torch.float64) @ moment).squeeze(-1).to(v.dtype)
+    if pairs.kind == "matrix" and pairs.blocks is None and _chosen() != "reference":
+        return (pairs.rows[0] @ v.unsqueeze(-1)).squeeze(-1)
     if not _native(pairs, v, grad=False):
         return reference.matvec(pairs, v)
     return native.matvec(pairs.rows[0], pairs.cols[0], v, *_how(pairs))

@@ -1,6 +1,7 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.hybrid import SinkhornNewton
 from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
@@ -25,6 +26,7 @@ __all__ = [
     "Relaxation",
     "Schedule",
     "Sinkhorn",
+    "SinkhornNewton",
     "Solver",
     "SparseNewton",
     "run",

@@ -17,9 +17,9 @@ from ..base import Outcome, Solver, check_number, check_start
 from .relaxation import OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 
-__all__ = ["Sinkhorn", "SinkhornState"]
+__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState"]
 
-_DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
+DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
 class SinkhornState(NamedTuple):
@@ -145,7 +145,7 @@ class Sinkhorn(Solver[SinkhornState]):
         )
 
     def _tol(self, problem: Problem) -> float:
-        return self.tol if self.tol is not None else _DEFAULT_TOL[problem.a.dtype]
+        return self.tol if self.tol is not None else DEFAULT_TOL[problem.a.dtype]
 
     def error(self, state: SinkhornState) -> float:
         return float(state.error.max())

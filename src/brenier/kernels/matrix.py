@@ -1,0 +1,81 @@
+"""The native engine over a cost matrix that is there: one read of it for each call, no temporary of its size.
+
+Same functions as `reference`, for a cost (*batch, n, m) of float32 or float64 on a CPU, without derivatives. A
+transposed matrix is read as it lies; nothing is copied unless the batch is neither dense nor shared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .build import native as _native
+
+__all__ = ["apply", "cmin", "row_moments", "softmin"]
+
+_SOFTMIN, _CMIN, _APPLY, _MOMENTS = range(4)
+
+
+def _laid_out(cost: Tensor) -> tuple[Tensor, bool, bool]:
+    """The cost as the kernels read it; whether its columns lie one after the other; whether all problems share it."""
+    n, m = cost.shape[-2:]
+    shared = all(size == 1 or stride == 0 for size, stride in zip(cost.shape[:-2], cost.stride()))
+    if shared:
+        cost = cost[(0,) * (cost.dim() - 2)]
+    across = cost.stride(-2) == 1 and cost.stride(-1) == n and m > 1 and n > 1
+    lying = cost.mT if across else cost
+    return lying.contiguous(), across, shared
+
+
+def _run(
+    op: int,
+    cost: Tensor,  # (*batch, n, m)
+    f: Tensor | None,  # (*batch, n)
+    g: Tensor,  # (*batch, m)
+    epsilon: Tensor | None,  # (*batch,)
+    vectors: Tensor | None = None,  # (*batch, m, k)
+) -> tuple[Tensor, ...]:
+    inputs = ((cost, 2), (f, 1), (g, 1), (vectors, 2), (epsilon, 0))
+    batch = torch.broadcast_shapes(*(t.shape[: t.dim() - dims] for t, dims in inputs if t is not None))
+    n, m = cost.shape[-2:]
+    lying, across, shared = _laid_out(cost if cost.dim() == 2 else cost.expand(*batch, n, m))
+    kept = [
+        None if t is None else t.expand((*batch, *t.shape[t.dim() - dims :])).contiguous() for t, dims in inputs[1:]
+    ]
+    k = 0 if vectors is None else vectors.shape[-1]
+    out = torch.empty((*batch, n, k) if op == _APPLY else (*batch, n), dtype=cost.dtype)
+    second = None  # the cost, or the index
+    if op in (_CMIN, _MOMENTS):
+        second = torch.empty((*batch, n), dtype=cost.dtype if op == _MOMENTS else torch.int64)
+    addresses = [0 if t is None else t.data_ptr() for t in (lying, *kept, out, second)]
+    sizes = [batch.numel(), n, m, k]
+    assert _native is not None
+    if out.numel():
+        double = cost.dtype == torch.float64
+        _native.over_matrix(op, across, shared, double, sizes, addresses, torch.get_num_threads())
+    return (out,) if second is None else (out, second)
+
+
+def softmin(cost: Tensor, h: Tensor, epsilon: Tensor) -> Tensor:
+    """See `reference.softmin`."""
+    return _run(_SOFTMIN, cost, None, h, epsilon)[0]
+
+
+def cmin(cost: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.cmin`."""
+    values, index = _run(_CMIN, cost, None, h, None)
+    return values, index
+
+
+def apply(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor) -> Tensor:
+    """See `reference.apply`."""
+    return _run(_APPLY, cost, f, g, epsilon, v)[0]
+
+
+def row_moments(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.row_moments`."""
+    mass, total = _run(_MOMENTS, cost, f, g, epsilon)
+    if bool(col_term.any()):
+        batch = mass.shape[:-1]
+        total = total + apply(cost, f, g, epsilon, col_term.expand(*batch, -1).unsqueeze(-1)).squeeze(-1)
+    return mass, total

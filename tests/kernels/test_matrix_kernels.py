@@ -1,0 +1,106 @@
+"""The kernels over a given matrix, both engines, against dense float64."""
+
+import itertools
+
+import pytest
+import torch
+
+from brenier import CostMatrix
+from brenier.kernels import engine, native
+from brenier.kernels.build import native as extension
+from brenier.kernels.matrix import _laid_out
+
+needs_native = pytest.mark.skipif(not native.available(), reason="the extension was not built")
+engines = pytest.mark.parametrize("name", ["reference", pytest.param("native", marks=needs_native)])
+LAYOUTS = ("rows", "columns", "strided", "shared", "batched", "batched columns")
+SIZES = [(1, 1), (1, 7), (5, 1), (3, 70), (129, 33), (70, 1100), (40, 8)]
+
+
+def problem(layout, n, m, dtype, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=gen, dtype=torch.float64).to(dtype)
+
+    batch = () if layout in ("rows", "columns", "strided") else (2, 3)
+    own = batch if layout.startswith("batched") else ()
+    cost = randn(*own, m, n).mT if "columns" in layout else randn(*own, n, m)
+    if layout == "strided":
+        cost = randn(2 * n, 3 * m)[::2, ::3]
+    epsilon = 0.3 if not batch else 0.1 + torch.rand(*batch, generator=gen, dtype=torch.float64).to(dtype)
+    return cost, randn(*batch, n), randn(*batch, m), randn(*batch, m, 5), epsilon
+
+
+def close(out, exact, dtype, scale=1.0):
+    assert out.dtype == dtype
+    assert out.shape == exact.shape
+    assert torch.allclose(
+        out.double(), exact, rtol=60 * torch.finfo(dtype).eps, atol=60 * scale * torch.finfo(dtype).eps
+    )
+
+
+@engines
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("layout", "size"), list(itertools.product(LAYOUTS, SIZES)))
+def test_operations(layout, size, dtype, name):
+    cost, f, g, v, epsilon = problem(layout, *size, dtype)
+    c = cost.double()
+    e = epsilon.double()[..., None] if isinstance(epsilon, torch.Tensor) else epsilon
+    wide = e[..., None] if isinstance(e, torch.Tensor) else e
+    g = torch.where(torch.arange(size[1]) % 5 == 3, -torch.inf, g)  # columns without mass
+    f, g = f - 3, g - 3  # P is not large
+    P = torch.exp((f.double().unsqueeze(-1) + g.double().unsqueeze(-2) - c) / wide)
+    with engine.use_engine(name):
+        geometry = CostMatrix(cost)
+        close(geometry.softmin(g, epsilon), -e * torch.logsumexp((g.double().unsqueeze(-2) - c) / wide, -1), dtype, 4)
+        values, index = geometry.cmin(g)
+        exact = (c - g.double().unsqueeze(-2)).min(-1)
+        close(values, exact.values, dtype, 4)
+        assert torch.equal(index, (cost - g.unsqueeze(-2)).min(-1).indices)
+        for k in (1, 2, 5):
+            close(geometry.apply(f, g, epsilon, v[..., :k]), P @ v[..., :k].double(), dtype, float(P.sum(-1).max()) * 4)
+        mass, total = geometry.moments(f, g, epsilon)
+        close(mass, P.sum(-1), dtype, float(P.sum(-1).max()) * 4)
+        close(total, (P * c).sum(-1), dtype, float(P.sum(-1).max()) * 16)
+
+
+@engines
+def test_extremes(name):
+    for dtype in (torch.float32, torch.float64):
+        for cost in (torch.rand(20, 40, dtype=dtype), torch.rand(40, 20, dtype=dtype).mT):
+            with engine.use_engine(name):
+                geometry = CostMatrix(cost)
+                nothing = torch.full((40,), -torch.inf, dtype=dtype)
+                assert bool((geometry.softmin(nothing, 0.1) == torch.inf).all())
+                assert bool((geometry.cmin(nothing)[0] == torch.inf).all())
+                # far apart: no overflow, no underflow to nothing
+                h = torch.linspace(-1e4, 1e4, 40, dtype=dtype)
+                out = geometry.softmin(h, 1e-3)
+                assert torch.allclose(out, cost[:, -1] - h[-1])
+                zero = geometry.apply(torch.zeros(20, dtype=dtype), nothing, 0.1, torch.ones(40, 1, dtype=dtype))
+                assert bool((zero == 0).all())
+
+
+@needs_native
+def test_every_instruction_set_agrees():
+    cost, f, g, v, epsilon = problem("batched", 37, 61, torch.float64)
+    geometry, before = CostMatrix(cost), extension.simd()
+    results = []
+    try:
+        for level in extension.simd_levels():
+            extension.set_simd(level)
+            for one in (geometry, CostMatrix(cost.mT.contiguous()).T):
+                results.append([one.softmin(g, epsilon), one.cmin(g)[0], one.apply(f, g, epsilon, v)])
+    finally:
+        extension.set_simd(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert torch.allclose(a, b, rtol=1e-13)
+
+
+@needs_native
+def test_nothing_is_copied():
+    cost = torch.rand(50, 60)
+    for c in (cost, cost.mT, cost.expand(3, 50, 60)):
+        lying, _, _ = _laid_out(c)
+        assert lying.data_ptr() == cost.data_ptr()
