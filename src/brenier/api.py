@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._inputs import Kind
+from ._inputs import Kind, is_real
 from .adjoint import Adjoint, Envelope
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
@@ -18,19 +18,37 @@ from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
+from .solvers import (
+    Annealing,
+    DualAscent,
+    Monotone,
+    NetworkSimplex,
+    Newton,
+    Sinkhorn,
+    SinkhornNewton,
+    Solver,
+    SparseNewton,
+    run,
+)
+from .solvers.entropic.hybrid import takes_newton
 
 __all__ = ["solve"]
 
 # Entries of the largest cost matrix that an exact solve forms on its own: 20,000 x 20,000, 3.2 GB.
 _DENSE_LIMIT = 20_000**2
+# Pairs up to which sparse Newton may take over from Sinkhorn, and pairs from which a loose gap beats an exact solve.
+_NEWTON_LIMIT = 10_000**2
+_QUICK_EXACT = 5_000**2
+_LOOSE = 1e-3
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
+    "sinkhorn-newton": SinkhornNewton,
     "sns": SparseNewton,
     "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
     "dual-ascent": DualAscent,
+    "annealing": Annealing,
 }
 
 
@@ -47,6 +65,7 @@ def solve(
     reference: str = "product",
     solver: str | Solver[Any] = "auto",
     tol: float | None = None,
+    gap: float | None = None,
     max_iter: int | None = None,
     adjoint: Adjoint = Envelope(),
     throw: bool = False,
@@ -73,9 +92,12 @@ def solve(
             `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
-        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a `Solver`. "sns"
-            reaches high accuracy at small epsilon.
+        solver: "auto", "sinkhorn", "sinkhorn-newton", "sns", "newton", "network-simplex", "monotone", "dual-ascent",
+            "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and
+            sparse Newton from there on.
         tol: marginal error relative to the mass; solvers of regularised problems only.
+        gap: certified relative gap to the unregularised optimum to stop at, without epsilon: `gap=1e-2` may return an
+            entropic plan where an exact one would take longer.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -111,8 +133,8 @@ def solve(
     problem = Problem.make(
         geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer, reference=reference
     )
-    chosen, reason = _choose(solver, problem)
-    chosen = _tuned(chosen, tol, max_iter)
+    chosen, reason = _choose(solver, problem, gap)
+    chosen = _tuned(chosen, tol, max_iter, gap)
     return run(
         problem,
         chosen,
@@ -176,7 +198,9 @@ def _same_rows(weights: Any, points: Any, name: str, points_name: str) -> Any:
     return weights.reindex(rows)
 
 
-def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], str]:
+def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> tuple[Solver[Any], str]:
+    if gap is not None and (problem.epsilon is not None or problem.regularizer is not None):
+        refuse("gap", "no epsilon and no regularizer, as it is a gap to the problem without them", repr(gap))
     if isinstance(solver, Solver):
         return solver, "asked for"
     if not isinstance(solver, str) or solver not in ("auto", *_SOLVERS):
@@ -185,14 +209,18 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
         return _SOLVERS[solver](), "asked for"
     if problem.regularizer is not None:
         return DualAscent(), "a regularizer was given"
+    n, m = problem.shape
     if problem.epsilon is not None:
+        if not problem.batch_shape and takes_newton(problem) and n * m <= _NEWTON_LIMIT:
+            return SinkhornNewton(), "an epsilon was given"
         return Sinkhorn(), "an epsilon was given"
     if not problem.balanced:
         refuse("epsilon", "a value for soft marginals", "None", "Give epsilon=Relative(0.01), say.")
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
-    n, m = problem.shape
+    if gap is not None and gap >= _LOOSE and n * m > _QUICK_EXACT and not problem.batch_shape:
+        return Annealing(), f"a gap of {gap:g} is quicker than an exact plan of {n} x {m}"
     if n * m > _DENSE_LIMIT:
         raise InvalidInput(
             f"x and y: expected at most {_DENSE_LIMIT:,} pairs for an exact solve with a cost matrix, got {n:,} x "
@@ -202,11 +230,15 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
     return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
 
 
-def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None) -> Solver[Any]:
+def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None) -> Solver[Any]:
+    if gap is not None and not (is_real(gap) and 0 < gap < float("inf")):
+        refuse("gap", "a positive finite number", repr(gap))
     names = {f.name for f in fields(solver)}
     changes: dict[str, Any] = {}
     if tol is not None and "tol" in names:  # exact solvers end at rounding level, below any tolerance
         changes["tol"] = tol
+    if gap is not None and "gap" in names:  # an exact solver ends below any gap
+        changes["gap"] = gap
     if max_iter is not None:
         if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
             refuse("max_iter", "a positive integer", repr(max_iter))

@@ -1,6 +1,7 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
 from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
@@ -14,6 +15,7 @@ from .quadratic.methods import LBFGS, Adam, Method
 __all__ = [
     "LBFGS",
     "Adam",
+    "Annealing",
     "DualAscent",
     "Fixed",
     "Halving",

@@ -107,11 +107,10 @@ class Annealing(Solver[AnnealingState]):
         tol = min(0.1, max(1e-12, _SHARE * self.gap * float(value / state.start)))
         inner = SinkhornNewton(tol=tol, sinkhorn=Sinkhorn(schedule=Fixed(), f=state.f, g=state.g))
         current = inner.init(problem)
-        for iteration in range(1, self.inner_max_iter + 1):
-            current = inner.step(problem, current)
-            if inner.terminate(problem, current) is not None:
-                break
-        return inner.finish(problem, current), iteration
+        iterations = 0
+        while iterations < self.inner_max_iter and inner.terminate(problem, current) is None:
+            current, iterations = inner.step(problem, current), iterations + 1
+        return inner.finish(problem, current), iterations
 
     def terminate(self, problem: Problem, state: AnnealingState) -> tuple[Status, ...] | None:
         if state.certificate is None:

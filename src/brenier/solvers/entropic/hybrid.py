@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ...errors import refuse
 from ...problem import Problem
@@ -16,10 +16,11 @@ from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
 
 __all__ = ["HybridState", "SinkhornNewton", "takes_newton"]
 
-_FIRST_LOOK = 30  # iterations at the problem's epsilon before the first forecast: over-relaxation takes two windows
-_WINDOW = 10  # and between two forecasts
-_HOPELESS = 2000  # iterations still to go that end the matter at the first look
-_PATIENCE = 150  # iterations still to go that Newton's method is taken to beat, later on
+_FIRST_LOOK = 50  # iterations at the problem's epsilon before the first forecast: over-relaxation needs two windows
+_SECOND_LOOK = 80
+_WINDOW = 10  # iterations between two forecasts
+_HOPELESS = 1000  # iterations still to go that end the matter at once
+_PATIENCE = 200  # iterations still to go that Newton's method is taken to beat, from the second look on
 
 
 class HybridState(NamedTuple):
@@ -110,7 +111,7 @@ class SinkhornNewton(Solver[HybridState]):
             return False
         rate = (error / state.mark) ** (1 / _WINDOW) if 0 < state.mark < math.inf else 1.0
         left = math.inf if rate >= 1 else math.log(goal / error) / math.log(rate)
-        return left > (_HOPELESS if state.steps < 2 * _FIRST_LOOK else _PATIENCE)
+        return left > (_HOPELESS if state.steps < _SECOND_LOOK else _PATIENCE)
 
     def terminate(self, problem: Problem, state: HybridState) -> tuple[Status, ...] | None:
         if state.newton is None:
