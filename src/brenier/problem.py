@@ -148,7 +148,7 @@ class Problem:
     def select(self, index: Tensor) -> Problem:
         """The items (k,) of a batch of one axis."""
         epsilon = self.epsilon if self.epsilon is None or not self.epsilon.dim() else self.epsilon[index]
-        left, right = (p.map(lambda t: t[index] if t.dim() == 2 and t.shape[0] > 1 else t) for p in self.marginals)
+        left, right = (marginal.select(index) for marginal in self.marginals)
         geometry, a, b = self.geometry.select(index), self.a[index], self.b[index]
         return replace(self, geometry=geometry, a=a, b=b, marginals=(left, right), epsilon=epsilon)
 
