@@ -442,7 +442,11 @@ struct Scaling : Group<V> {
         this->template fetch<true>(task.plan, n * m, this->first);
         T taken[W], error[W];
         iterate().store(taken);
-        if (strayed()) absorb();  // an entry may have grown from one that counted as zero
+        if (strayed()) {  // an entry may have grown from one that counted as zero
+            absorb();
+            this->sweep(K, v, t, [&](int64_t i, V) BRENIER_INLINE_LAMBDA { return at(u, i); });
+            for (int64_t j = 0; j < m; ++j) put(share(at(c, j), at(t, j)), v, j);  // what large potentials round off
+        }
         V worst = V::set1(0), total = V::set1(0);
         this->fill(t, m, 0);
         for (int64_t i = 0; i < n; ++i) {

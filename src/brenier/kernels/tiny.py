@@ -107,6 +107,10 @@ def _masses(scores: Tensor, r: Tensor | None, c: Tensor | None) -> tuple[Tensor,
     return r, c * (total / columns.clamp(min=1))
 
 
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float32 if t.device.type == "mps" else torch.float64  # which has no float64
+
+
 def _log(mass: Tensor) -> Tensor:
     positive = mass > 0
     return torch.where(positive, torch.where(positive, mass, 1).log(), _NONE)
@@ -122,10 +126,14 @@ def _fit(log_mass: Tensor, z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _iterate(
     scores: Tensor, epsilon: Tensor, r: Tensor | None, c: Tensor | None, n_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The iterations in the log domain; autograd through them is the unrolled gradient."""
+    """The iterations in the log domain and in float64; autograd through them is the unrolled gradient."""
+    dtype, wide = scores.dtype, _wide(scores)
+    scores, epsilon = scores.to(wide), epsilon.to(wide)
     r, c = _masses(scores, r, c)
+    r, c = r.to(wide), c.to(wide)
     hidden = scores == _NONE
     x = torch.where(hidden, _NONE, torch.where(hidden, 0, scores) / epsilon[..., None, None])
+    x = torch.where(x == torch.inf, torch.nan, x)
     log_r, log_c = _log(r), _log(c)
     f, g = x.new_zeros(x.shape[:-1]), x.new_zeros((*x.shape[:-2], x.shape[-1]))
     done = torch.zeros(x.shape[:-2], dtype=torch.bool, device=x.device)
@@ -142,7 +150,7 @@ def _iterate(
     plan = (f.unsqueeze(-1) + x + g.unsqueeze(-2)).exp()
     with torch.no_grad():
         error = torch.maximum((plan.sum(-1) - r).abs().amax(-1), (plan.sum(-2) - c).abs().amax(-1))
-    return plan, error, iterations
+    return plan.to(dtype), error.to(dtype), iterations
 
 
 def _implicit(plan: Tensor, grad: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +160,7 @@ def _implicit(plan: Tensor, grad: Tensor, epsilon: Tensor) -> tuple[Tensor, Tens
     and P o (G - lambda - mu) / epsilon reaches the scores. They are fixed up to lambda + t, mu - t: the smallest are
     taken.
     """
-    wide = torch.float64
+    wide = _wide(plan)
     P, G = plan.to(wide), grad.to(wide)
     rows, cols = P.sum(-1), P.sum(-2)
     over = torch.where(rows == 0, 0, 1 / torch.where(rows == 0, 1, rows)).unsqueeze(-1)
@@ -163,7 +171,7 @@ def _implicit(plan: Tensor, grad: Tensor, epsilon: Tensor) -> tuple[Tensor, Tens
     present = (cols != 0).to(wide)
     size = cols.mean(-1, keepdim=True)
     added = size.unsqueeze(-1) * present.unsqueeze(-1) * present.unsqueeze(-2) / cols.shape[-1]
-    diagonal = torch.where(cols == 0, 1, cols * (1 + 1e-13))
+    diagonal = torch.where(cols == 0, 1, cols * (1 + 30 * torch.finfo(wide).eps))
     schur = torch.diag_embed(diagonal) - P.mT @ (over * P) + added
     mu = torch.linalg.solve_ex(schur, (P * H).sum(-2)).result
     shift = (P @ mu.unsqueeze(-1)) * over
@@ -180,7 +188,7 @@ def _centred(d_r: Tensor, d_c: Tensor) -> tuple[Tensor, Tensor]:
 def _epsilon_gradient(scores: Tensor, d_scores: Tensor, epsilon: Tensor, adjoint: str) -> Tensor:
     """P depends on S / epsilon: what reaches epsilon follows from what reaches S."""
     finite = torch.where(scores == _NONE, 0, scores)
-    # What is the same along a row cancels: without it, large scores cost no digits. Of fixed points, also along a column.
+    # What is the same along a row cancels (of fixed points, also along a column); left out, it costs no digits.
     for dim in (-1, -2) if adjoint == "implicit" else (-1,):
         best = torch.where(scores == _NONE, _NONE, finite).detach().amax(dim, keepdim=True)
         finite = finite - torch.where(best == _NONE, 0, best)
@@ -344,11 +352,11 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _gradient_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     # A second derivative: by the reference, and no third.
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
         scores, epsilon, r, c, plan, grad = leaves
-        assert scores is not None and epsilon is not None and plan is not None and grad is not None
+        assert all(t is not None for t in (scores, epsilon, plan, grad))
         if ctx.adjoint == "implicit":
-            out = _implicit(plan, grad, epsilon)
+            out: tuple[Tensor, ...] = _implicit(plan, grad, epsilon)
         else:
             unrolled = _iterate(scores, epsilon, r, c, ctx.n_iter, 0.0)[0]
             wanted = [t for t in (scores, r, c) if t is not None]
@@ -359,9 +367,7 @@ def _gradient_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return *(None if t is None else next(found) for t in leaves), None, None
 
 
-torch.library.register_autograd(
-    "brenier::tiny_sinkhorn", _forward_backward, setup_context=_save_forward, lib=_library
-)
+torch.library.register_autograd("brenier::tiny_sinkhorn", _forward_backward, setup_context=_save_forward, lib=_library)
 torch.library.register_autograd(
     "brenier::tiny_sinkhorn_gradient", _gradient_backward, setup_context=_save_gradient, lib=_library
 )
