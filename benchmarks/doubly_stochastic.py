@@ -102,12 +102,12 @@ def errors(name: str, forward: Forward, scores: Tensor, weight: Tensor, n_iter: 
     return float((plan - exact).abs().max()), float((gradient - exact_gradient).abs().max())
 
 
-def best_seconds(call: Callable[[], Any]) -> float:
+def best_seconds(call: Callable[..., Any], *arguments: Any) -> float:
     """Of calls in a row for a third of a second, one at least: what ran before has left the caches by then."""
     best, spent = float("inf"), 0.0
     while spent < 0.33:
         start = time.perf_counter()
-        call()
+        call(*arguments)
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
     return best
@@ -130,14 +130,14 @@ def measure(n: int, count: int, n_iter: int, threads: list[int], rounds: int, co
                 if name in reasons:
                     continue
                 try:
-                    seconds = best_seconds(lambda: both(forward, scores, weight))
+                    seconds = best_seconds(both, forward, scores, weight)
                 except Exception as error:
                     reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
                     continue
                 if turn:  # the first round warms up and compiles
                     times[name] = min(seconds, times.get(name, seconds))
         with torch.no_grad():
-            forward_seconds = best_seconds(lambda: calls["brenier, implicit"](scores))
+            forward_seconds = best_seconds(calls["brenier, implicit"], scores)
         work = count * n * n
         ceiling = (2 * n_iter * work / fma + work / exp) / used
         best = min(t for name, t in times.items() if not name.startswith("brenier"))
