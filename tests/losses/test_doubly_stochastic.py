@@ -122,6 +122,8 @@ def test_layer_is_the_function() -> None:
     assert repr(layer) == "DoublyStochastic(epsilon=0.3, n_iter=7, tol=None, adjoint='unrolled')"
 
 
+# torch's own, when it traces a differentiable function of the reference
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_layer_compiles_without_a_break() -> None:
     layer = DoublyStochastic(0.5, learn_epsilon=True)
     scores = randn(6, 4, 4, dtype=torch.float32).requires_grad_()
