@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard src/native/*)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint docs bench bench-exact bench-kernels smoke pure clean
+.PHONY: demo test lint docs bench bench-exact bench-kernels bench-tiny smoke pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -27,13 +27,16 @@ docs: $(VENV)/.docs ## The documentation, gallery executed, warnings are errors
 smoke: $(VENV)/.experiments ## The smoke preset of every system on the shelf
 	$(BIN)/python benchmarks/smoke.py
 
-bench: bench-exact bench-kernels ## Against other libraries; keep the machine quiet
+bench: bench-exact bench-kernels bench-tiny ## Against other libraries; keep the machine quiet
 
 bench-exact: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_simplex.py
 
 bench-kernels: $(VENV)/.test
 	$(BIN)/python benchmarks/kernels.py
+
+bench-tiny: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/doubly_stochastic.py
 
 pure: ## Build as if no compiler were there; the suite must pass on the reference engine
 	$(PYTHON) -m venv .venv-pure

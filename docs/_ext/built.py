@@ -22,6 +22,7 @@ _GALLERY = (
     "plot_epsilon.py",
     "plot_grid_images.py",
     "plot_gradient_flow.py",
+    "plot_learn_to_sort.py",
     "plot_lot.py",
 )
 

@@ -180,6 +180,8 @@ std::pair<double, double> rates_call(bool is_double) { return is_double ? rates<
 
 }  // namespace
 
+std::string simd_in_use() { return simd(); }
+
 void bind_pairwise(nb::module_& m) {
     m.def("pairwise", &pairwise_call, nb::arg("op"), nb::arg("kind"), nb::arg("is_double"), nb::arg("sizes"),
           nb::arg("addresses"), nb::arg("steps"), nb::arg("threads"));

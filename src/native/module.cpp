@@ -14,6 +14,7 @@
 
 namespace brenier {
 void bind_pairwise(nanobind::module_& module);
+void bind_tiny_sinkhorn(nanobind::module_& module);
 }
 
 namespace nb = nanobind;
@@ -74,8 +75,9 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.doc() = "The compiled kernels: network simplex and pairwise operations.";
+  module.doc() = "The compiled kernels: network simplex, pairwise operations, Sinkhorn scaling of many small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
   brenier::bind_pairwise(module);
+  brenier::bind_tiny_sinkhorn(module);
 }

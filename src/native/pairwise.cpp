@@ -2,14 +2,10 @@
 #include "pairwise.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <memory>
-#include <mutex>
-#include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "threads.hpp"
 
 namespace brenier {
 namespace {
@@ -18,42 +14,6 @@ using std::int64_t;
 
 constexpr int64_t kRows = 256;             // of a task
 constexpr int64_t kPairsPerThread = 1 << 17;  // starting a thread costs about as much as this many pairs
-
-struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-std::unique_ptr<void, Free> allocate(int64_t bytes) {
-    return std::unique_ptr<void, Free>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64}));
-}
-
-// work(thread, item) for all items, on up to `threads` threads, the caller's among them. An exception of one of them
-// (memory) ends the others and is thrown again here.
-template <class Work>
-void spread(int64_t items, int threads, Work work) {
-    std::atomic<int64_t> next{0};
-    std::exception_ptr failure;
-    std::mutex guard;
-    const auto loop = [&](int thread) {
-        try {
-            for (int64_t i; (i = next.fetch_add(1)) < items;) work(thread, i);
-        } catch (...) {
-            next = items;
-            const std::lock_guard<std::mutex> lock(guard);
-            failure = std::current_exception();
-        }
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < threads; ++t) {
-        try {
-            others.emplace_back(loop, t);
-        } catch (const std::system_error&) {  // no more threads to be had: those that started will do
-            break;
-        }
-    }
-    loop(0);
-    for (auto& thread : others) thread.join();
-    if (failure) std::rethrow_exception(failure);
-}
 
 template <class T>
 Task<T> nth(Task<T> task, const Steps& steps, int64_t i) {

@@ -12,18 +12,10 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <utility>
 
+#include "inline.hpp"
 #include "matrix_impl.hpp"
 #include "pairwise.hpp"
-
-#if defined(__GNUC__)
-#define BRENIER_INLINE inline __attribute__((always_inline))
-#define BRENIER_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define BRENIER_INLINE inline
-#define BRENIER_INLINE_LAMBDA
-#endif
 
 namespace brenier {
 namespace {
@@ -36,14 +28,6 @@ constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a 
 constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
 constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache
 constexpr int64_t kDirect = 4;               // right-hand sides up to here need no second product
-
-// f(0), ..., f(N - 1) with the index known to the compiler, so that arrays of vectors become registers.
-template <int N, class F>
-BRENIER_INLINE void each(F&& f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) BRENIER_INLINE_LAMBDA {
-        (f(std::integral_constant<int, I>{}), ...);
-    }(std::make_integer_sequence<int, N>{});
-}
 
 template <class T>
 inline T least(T a, T b) {

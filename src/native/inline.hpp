@@ -1,0 +1,27 @@
+// Loops that the compiler unrolls, so that small arrays of vectors become registers.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#if defined(__GNUC__)
+#define BRENIER_INLINE inline __attribute__((always_inline))
+#define BRENIER_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define BRENIER_INLINE inline
+#define BRENIER_INLINE_LAMBDA
+#endif
+
+namespace brenier {
+namespace {
+
+// f(0), ..., f(N - 1) with the index known to the compiler, so that arrays of vectors become registers.
+template <int N, class F>
+BRENIER_INLINE void each(F&& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) BRENIER_INLINE_LAMBDA {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
+
+}  // namespace
+}  // namespace brenier
