@@ -43,7 +43,7 @@ class AnnealingState(NamedTuple):
 class Annealing(Solver[AnnealingState]):
     r"""Lower epsilon until the certificate of the plan has a relative gap below `gap`.
 
-    For the problem *without* epsilon: potentials and plan are those of an entropic problem, the bounds those of the
+    For the problem *without* epsilon: the plan is that of an entropic problem, potentials and bounds are those of the
     unregularised one. One iteration of Sinkhorn at each level down to an epsilon where the gap may be in reach; from
     there on each level is solved, by Sinkhorn or by sparse Newton where that forecasts too many iterations, to marginal
     errors that cost a small share of the gap, and certified. The next epsilon follows from the gap that was found.
@@ -128,13 +128,15 @@ class Annealing(Solver[AnnealingState]):
         return float("nan") if state.certificate is None else float(state.certificate.relative_gap)
 
     def finish(self, problem: Problem, state: AnnealingState) -> Outcome:
-        level = state.level.to(torch.float64)
-        sides = replace(problem.double(), epsilon=level).sides
-        F, G = (h + side.absorbed() for h, side in zip((state.f, state.g), sides))
+        level, p = state.level, problem.double()
+        F, G = (h + side.absorbed() for h, side in zip((state.f, state.g), p.sides_at(level)))
+        # the potentials of the problem without epsilon: feasible, and so a bound
+        f = p.geometry.cmin(torch.where(p.b > 0, state.g, -torch.inf))[0]
+        g = p.geometry.cmin(torch.where(p.a > 0, f, -torch.inf), dim=0)[0]
         stats: dict[str, Any] = {
             "n_iter": state.iterations,
             "n_newton": state.newton,
             "epsilon": float(level),
             "relative_gap": self.error(state),
         }
-        return Outcome(GibbsPlan(problem.geometry, F, G, level), state.f, state.g, stats)
+        return Outcome(GibbsPlan(problem.geometry, F, G, level), f, g, stats)

@@ -1,0 +1,56 @@
+"""Sinkhorn with a forecast: it stays where Sinkhorn is fast, and hands over where it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import brenier
+from brenier import KL, CostMatrix, InvalidInput, PointCloud, Relative
+from brenier.solvers import Sinkhorn, SinkhornNewton
+from problems import cloud, weights
+
+
+def test_stays_with_sinkhorn_where_that_is_fast() -> None:
+    geometry = PointCloud(cloud(60, 3, 0), cloud(70, 3, 1))
+    hybrid = brenier.solve(geometry, epsilon=Relative(0.1))
+    sinkhorn = brenier.solve(geometry, epsilon=Relative(0.1), solver="sinkhorn")
+    assert hybrid.stats["solver"] == "sinkhorn-newton"
+    assert hybrid.stats["n_newton"] == 0
+    assert hybrid.stats["n_iter"] == sinkhorn.stats["n_iter"]
+    assert torch.equal(hybrid.f, sinkhorn.f)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hands_over_to_newton_where_it_is_not(dtype: torch.dtype) -> None:
+    """A random assignment at small epsilon: Sinkhorn alone does not end within its limit."""
+    C = torch.rand(80, 80, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    a, b = weights(80, 1, zeros=3, dtype=dtype), weights(80, 2, dtype=dtype)
+    solution = brenier.solve(CostMatrix(C), a=a, b=b, epsilon=1e-3, tol=1e-6)
+    assert solution.status.ok
+    assert solution.stats["n_newton"] > 0
+    assert solution.stats["n_iter"] < 300
+    assert max(float(e) for e in solution.certificate.marginal_errors) < 2e-6
+    slow = brenier.solve(CostMatrix(C), a=a, b=b, epsilon=1e-3, tol=1e-6, solver="sns")
+    assert float(solution.value) == pytest.approx(float(slow.value), rel=1e-6)
+
+
+def test_starts_and_stops_like_any_solver() -> None:
+    geometry = PointCloud(cloud(40, 2, 0), cloud(40, 2, 1))
+    full = brenier.solve(geometry, epsilon=0.05, tol=1e-9)
+    warm = brenier.solve(geometry, epsilon=0.05, tol=1e-9, solver=SinkhornNewton(sinkhorn=Sinkhorn(f=full.f, g=full.g)))
+    assert warm.stats["n_iter"] <= 3
+    with pytest.warns(brenier.NotConvergedWarning):
+        assert brenier.solve(geometry, epsilon=1e-4, max_iter=3).status is brenier.Status.MAX_ITER
+
+
+def test_the_default_knows_its_limits() -> None:
+    x, y = cloud(20, 2, 0), cloud(20, 2, 1)
+    assert brenier.solve(x, y, epsilon=0.1, marginals=KL(1.0)).stats["solver"] == "sinkhorn"
+    assert brenier.solve(x, y, epsilon=0.1, reference="counting").stats["solver"] == "sinkhorn"
+    assert brenier.solve(torch.stack([x, y]), torch.stack([y, x]), epsilon=0.1).stats["solver"] == "sinkhorn"
+    for bad in ({"marginals": KL(1.0)}, {"reference": "counting"}):
+        with pytest.raises(InvalidInput, match="sinkhorn-newton: expected exact marginals and the product reference"):
+            brenier.solve(x, y, epsilon=0.1, solver="sinkhorn-newton", **bad)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="sinkhorn-newton: expected one problem"):
+        brenier.solve(torch.stack([x, y]), torch.stack([y, x]), epsilon=0.1, solver="sinkhorn-newton")
