@@ -1,4 +1,4 @@
-"""Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and dense torch, beside the ceilings.
+"""Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and rivals, beside the ceilings.
 
     python benchmarks/kernels.py [--threads 1] [--size 20000] [--dims 3 16 64 512] [--dtypes float32 float64]
                                  [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy]
@@ -8,11 +8,17 @@ are those of 64 rows against float64, relative to the mean of the answer. The ti
 one that warms up, taken in rounds over all candidates. A dense matrix that would not fit half of the free memory is
 reported as such. The ceiling adds up the time that the multiply-adds and the exponentials alone would take, from the
 best rates that this machine reached on nothing else: pairs / s <= 1 / (d / multiply-adds + 1 / exponentials).
+
+Rivals of softmin, in float32, where they can be imported (make .venv-bench/.bench): dense torch; KeOps, a LazyTensor
+reduced by logsumexp; JAX, compiled, on the dense matrix of the rows that it is given and in chunks of 250 rows. KeOps
+and JAX compute 2,000 rows against all columns, and their time is scaled to all rows. Compilation is not timed. The
+process is held to as many cores as it has threads. The JSON keeps one run for each number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -26,7 +32,12 @@ import torch
 from torch import Tensor
 
 from brenier import PointCloud, _native
+from brenier.experiments.report import Report, provenance
 from brenier.kernels.engine import use_engine
+
+ROWS = 2_000  # of which slow rivals are timed
+_CHUNK = 250
+_CUT = ("KeOps", "JAX dense", "JAX chunked")
 
 
 def processor() -> str:
@@ -49,6 +60,45 @@ def dense_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> Tensor:
     return -epsilon * torch.logsumexp((h - cost) / epsilon, -1)
 
 
+def keops_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> Callable[[], Tensor]:
+    from pykeops.torch import LazyTensor
+
+    rows, cols = LazyTensor(x[:, None].contiguous()), LazyTensor(y[None].contiguous())
+    exponent = (LazyTensor(h[None, :, None].contiguous()) - ((rows - cols) ** 2).sum(-1)) * (1 / epsilon)
+    return lambda: -epsilon * exponent.logsumexp(dim=1).squeeze(-1)
+
+
+def jax_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, chunk: int | None) -> Callable[[], Tensor]:
+    import jax
+    import jax.numpy as jnp
+
+    def rows(x: Any, y: Any, h: Any) -> Any:
+        cost = (x**2).sum(-1, keepdims=True) + (y**2).sum(-1) - 2 * x @ y.T
+        return -epsilon * jax.nn.logsumexp((h - cost) / epsilon, axis=-1)
+
+    def chunked(x: Any, y: Any, h: Any) -> Any:
+        return jax.lax.map(lambda part: rows(part, y, h), x.reshape(-1, chunk, x.shape[-1])).reshape(-1)
+
+    call = jax.jit(rows if chunk is None else chunked)
+    inputs = [jnp.asarray(t.numpy()) for t in (x, y, h)]
+    return lambda: torch.from_numpy(np.array(call(*inputs)))
+
+
+def rivals(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> dict[str, Callable[[], Tensor]]:
+    """Softmin of the first rows by what is installed here; compiled, as each has been called once."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    x = x[:ROWS].contiguous()
+    if importlib.util.find_spec("pykeops"):
+        calls["KeOps"] = keops_softmin(x, y, h, epsilon)
+    if importlib.util.find_spec("jax"):
+        calls["JAX dense"] = jax_softmin(x, y, h, epsilon, None)
+        if len(x) % _CHUNK == 0:
+            calls["JAX chunked"] = jax_softmin(x, y, h, epsilon, _CHUNK)
+    for call in calls.values():
+        call()
+    return calls
+
+
 def measure(
     n: int, d: int, dtype: torch.dtype, rounds: int, budget: float, rates: dict[str, tuple[float, float]]
 ) -> list[dict[str, Any]]:
@@ -66,16 +116,18 @@ def measure(
         "moments": ((d + 2, 1), lambda: geometry.moments(f, h, epsilon)[0]),
     }
     name = str(dtype).removeprefix("torch.")
+    others = rivals(x, y, h, epsilon) if dtype == torch.float32 else {}
     rows: list[dict[str, Any]] = []
     calls: list[Callable[[], Tensor]] = []
     for operation, (work, call) in operations.items():
-        for engine in ("native", "reference", "dense"):
-            if engine == "dense" and operation != "softmin":
-                continue
+        candidates = {"native": call, "reference": call}
+        if operation == "softmin":
+            candidates |= {"dense": lambda: dense_softmin(x, y, h, epsilon)} | others
+        for engine, candidate in candidates.items():
             row = {"operation": operation, "engine": engine, "n": n, "d": d, "dtype": name, "work": work}
-            row |= {"seconds": None, "error": None}
+            row |= {"seconds": None, "error": None, "rows": min(n, ROWS) if engine in _CUT else n}
             rows.append(row)
-            calls.append(call if engine != "dense" else lambda: dense_softmin(x, y, h, epsilon))
+            calls.append(candidate)
     fits = 3.5 * n * n * dtype.itemsize < free_bytes() / 2
     spent = [0.0] * len(rows)
     # Round after round over all candidates: what else the machine does falls on each of them alike.
@@ -88,7 +140,7 @@ def measure(
             with use_engine("reference" if row["engine"] == "reference" else "auto"):
                 start = time.perf_counter()
                 out = call()
-                seconds = time.perf_counter() - start
+                seconds = (time.perf_counter() - start) * n / row["rows"]
             if turn == 0 and row["operation"] == "softmin":
                 row["error"] = float(((out[:64].double() - exact) / exact.abs().mean()).abs().max())
             if turn > 0 or seconds > budget:  # the first round warms up
@@ -148,6 +200,34 @@ def accuracy() -> None:
             print(f"{cost:12} d={d:<3} " + "   ".join(cells))
 
 
+def save(path: Path, run: dict[str, Any]) -> None:
+    """Keep this run beside those with other numbers of threads, under a table of softmin for the documentation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    runs[str(run["threads"])] = run
+    report = Report("kernels", "Pairwise kernels", "full", [0])
+    report.provenance = provenance() | {"threads": ", ".join(sorted(runs)), "machine": run["processor"]}
+    report.data = ["standard Gaussian clouds"]
+    engines = ["native", "reference", "dense", *_CUT]
+    table = report.table("softmin, float32, 1e9 pairs a second", [*engines, "native / fastest other"])
+    for threads, one in sorted(runs.items()):
+        cells = {
+            (r["d"], r["engine"]): r for r in one["rows"] if (r["operation"], r["dtype"]) == ("softmin", "float32")
+        }
+        for d in sorted({d for d, _ in cells}):
+            rates = {e: (cells.get((d, e)) or {}).get("pairs_per_second") for e in engines}
+            best = max((r for e, r in rates.items() if r and e != "native"), default=None)
+            shown = [f"{rates[e] / 1e9:.3f}" if rates[e] else "" for e in engines]
+            n, plural = one["rows"][0]["n"], "s" if int(threads) > 1 else ""
+            ratio = f"{rates['native'] / best:.1f}" if best else ""
+            table.add(f"n = {n}, d = {d}, {threads} thread{plural}", *shown, ratio)
+    report.notes.append(
+        f"KeOps and JAX were timed on {ROWS:,} rows against all columns, and the time scaled to all rows; an empty "
+        "cell is a matrix that does not fit, or a library that is not there."
+    )
+    path.write_text(json.dumps(report.to_json() | {"runs": runs}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -162,6 +242,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.accuracy:
         return accuracy()
+    if hasattr(os, "sched_setaffinity"):  # before the rivals start their threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     _native.set_simd(args.simd)
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {args.simd}, torch {torch.__version__}")
@@ -180,8 +263,7 @@ def main() -> None:
         "torch": torch.__version__, "system": platform.platform(), "rates": rates, "rows": rows,
     }  # fmt: skip
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(args.json, report)
 
 
 if __name__ == "__main__":
