@@ -44,6 +44,7 @@ class Method(ABC):
     tasks: tuple[str, ...] = ("gap", "marginal")
     levels: tuple[float, ...] | None = None  # of the gap task, where the method cannot do them all
     sees_zeros = False
+    slower_when_harder = True  # a time-out at one level makes the next ones pointless
 
     def load(self) -> None:
         """Import the library; not timed."""
@@ -94,6 +95,7 @@ class Brenier(Method):
 
     def __init__(self, solver: str = "auto", tasks: tuple[str, ...] = ("gap", "marginal")) -> None:
         self.solver, self.tasks = solver, tasks
+        self.slower_when_harder = solver == "sinkhorn"
 
     def ready(self, problem: Set) -> Any:
         import torch
@@ -317,6 +319,7 @@ class MDOT(Method):
 class RegOT(Method):
     """Newton-type methods for a fixed epsilon; they stop at an L2 norm of the gradient."""
 
+    slower_when_harder = False  # a small epsilon makes the Hessian sparse
     library = "regot"
     modules = ("regot",)
     tasks = ("marginal",)

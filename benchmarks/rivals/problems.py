@@ -186,7 +186,7 @@ SETS: dict[str, tuple[str, Callable[..., Parts] | None]] = {
     "zero masses 3-D, sq": ("sqeuclidean", _zero_masses),
     "n and n/2 points, l2": ("euclidean", _rectangular),
 }
-QUICK = ("assignment", "uniform 2-D, sq", "camera to moon, l1", "digits, cosine")
+QUICK = ("assignment", "uniform 2-D, sq", "digits, cosine")
 
 
 def make(name: str, n: int) -> Set:
