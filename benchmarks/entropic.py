@@ -66,11 +66,7 @@ class Worker:
         for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
             env[f"{name}_NUM_THREADS"] = str(self.threads)
         env["OMP_WAIT_POLICY"] = "passive"
-        if self.threads == 1:
-            env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        command = [sys.executable, str(Path(__file__).parent / "rivals" / "worker.py")]
-        if hasattr(os, "sched_setaffinity"):  # what no variable tells, such as the pool of XLA
-            command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[: self.threads])), *command]
+        command = [sys.executable, str(Path(__file__).parent / "rivals" / "worker.py"), str(self.threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
         )
