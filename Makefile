@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard src/native/*)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint docs bench bench-exact bench-kernels bench-tiny smoke pure clean
+BENCH := .venv-bench
+
+.PHONY: demo test lint docs bench bench-exact bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large smoke pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -27,16 +29,29 @@ docs: $(VENV)/.docs ## The documentation, gallery executed, warnings are errors
 smoke: $(VENV)/.experiments ## The smoke preset of every system on the shelf
 	$(BIN)/python benchmarks/smoke.py
 
-bench: bench-exact bench-kernels bench-tiny ## Against other libraries; keep the machine quiet
+bench: bench-exact bench-kernels bench-tiny bench-batches bench-large bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
 
-bench-exact: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_simplex.py
+bench-exact: $(BENCH)/.bench
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/exact_simplex.py
 
-bench-kernels: $(VENV)/.test
-	$(BIN)/python benchmarks/kernels.py
+bench-kernels: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/kernels.py --threads 1 --json results/kernels.json
+	$(BENCH)/bin/python benchmarks/kernels.py --threads $$(nproc) --json results/kernels.json
 
-bench-tiny: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/doubly_stochastic.py
+bench-entropic: $(BENCH)/.bench ## The full grid; what is in build/bench/entropic.jsonl does not run again
+	$(BENCH)/bin/python benchmarks/entropic.py
+
+bench-quick: $(BENCH)/.bench ## A handful of its cells, under five minutes
+	$(BENCH)/bin/python benchmarks/entropic.py --quick --records build/bench/quick.jsonl --out build/bench
+
+bench-tiny: $(BENCH)/.bench
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/doubly_stochastic.py
+
+bench-batches: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/batches.py
+
+bench-large: $(BENCH)/.bench ## 100,000 and 1,000,000 points in three dimensions
+	$(BENCH)/bin/python benchmarks/large.py
 
 pure: ## Build as if no compiler were there; the suite must pass on the reference engine
 	$(PYTHON) -m venv .venv-pure
@@ -48,9 +63,15 @@ pure: ## Build as if no compiler were there; the suite must pass on the referenc
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+$(BENCH)/.bench: benchmarks/requirements.txt benchmarks/constraints.txt pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --constraint benchmarks/constraints.txt --requirement benchmarks/requirements.txt --editable '.[data]'
+	@touch $@
+
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(INSTALL) '.[$*]'
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-pure build dist report docs/_build docs/gallery src/brenier/*.so
+	rm -rf .venv .venv-pure $(BENCH) build dist report docs/_build docs/gallery src/brenier/*.so

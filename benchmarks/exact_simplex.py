@@ -14,11 +14,11 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 import argparse  # noqa: E402
-import platform  # noqa: E402
 import time  # noqa: E402
 
 import numpy as np  # noqa: E402
 import ot  # noqa: E402
+from machine import processor  # noqa: E402
 
 from brenier.kernels.simplex import network_simplex  # noqa: E402
 
@@ -56,14 +56,6 @@ def timed(solve, *arguments):
     start = time.perf_counter()
     result = solve(*arguments)
     return time.perf_counter() - start, result
-
-
-def processor():
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def main():

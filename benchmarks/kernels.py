@@ -1,18 +1,24 @@
-"""Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and dense torch, beside the ceilings.
+"""Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and rivals, beside the ceilings.
 
     python benchmarks/kernels.py [--threads 1] [--size 20000] [--dims 3 16 64 512] [--dtypes float32 float64]
                                  [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy] [--blocks]
 
 Every candidate gets the same inputs: c = ||x - y||^2 of standard Gaussian clouds, epsilon = 0.05 * mean cost; errors
 are those of 64 rows against float64, relative to the mean of the answer. The time is the best of several calls after
-one that warms up, taken in rounds over all candidates. A dense matrix that would not fit half of the free memory is
-reported as such. The ceiling adds up the time that the multiply-adds and the exponentials alone would take, from the
-best rates that this machine reached on nothing else: pairs / s <= 1 / (d / multiply-adds + 1 / exponentials).
+one that warms up, taken in rounds over all candidates; all but the native engine compute 2,000 rows against all
+columns, and their time is scaled to all rows. The ceiling adds up the time that the multiply-adds and the exponentials
+alone would take, from the best rates that this machine reached on nothing else:
+pairs / s <= 1 / (d / multiply-adds + 1 / exponentials).
+
+Rivals of softmin: dense torch and, in float32, where they can be imported (make .venv-bench/.bench), KeOps (a
+LazyTensor reduced by logsumexp) and JAX, compiled, on the dense matrix and in chunks of 250 rows. Compilation is not
+timed. The process is held to as many cores as it has threads. The JSON keeps one run for each number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -23,26 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from torch import Tensor
 
 from brenier import PointCloud, _native
+from brenier.experiments.report import Report, provenance
 from brenier.kernels import engine as kernels
 from brenier.kernels.engine import Pairs, use_engine
 
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def free_bytes() -> float:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4e9
+ROWS = 2_000  # that all but the native engine are timed on
+_CHUNK = 250
 
 
 def dense_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> Tensor:
@@ -50,41 +46,90 @@ def dense_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> Tensor:
     return -epsilon * torch.logsumexp((h - cost) / epsilon, -1)
 
 
+def keops_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> Callable[[], Tensor]:
+    from pykeops.torch import LazyTensor
+
+    rows, cols = LazyTensor(x[:, None].contiguous()), LazyTensor(y[None].contiguous())
+    exponent = (LazyTensor(h[None, :, None].contiguous()) - ((rows - cols) ** 2).sum(-1)) * (1 / epsilon)
+    return lambda: -epsilon * exponent.logsumexp(dim=1).squeeze(-1)
+
+
+def jax_softmin(x: Tensor, y: Tensor, h: Tensor, epsilon: float, chunk: int | None) -> Callable[[], Tensor]:
+    import jax
+    import jax.numpy as jnp
+
+    def rows(x: Any, y: Any, h: Any) -> Any:
+        cost = (x**2).sum(-1, keepdims=True) + (y**2).sum(-1) - 2 * x @ y.T
+        return -epsilon * jax.nn.logsumexp((h - cost) / epsilon, axis=-1)
+
+    def chunked(x: Any, y: Any, h: Any) -> Any:
+        return jax.lax.map(lambda part: rows(part, y, h), x.reshape(-1, chunk, x.shape[-1])).reshape(-1)
+
+    call = jax.jit(rows if chunk is None else chunked)
+    inputs = [jnp.asarray(t.numpy()) for t in (x, y, h)]
+    return lambda: torch.from_numpy(np.array(call(*inputs)))
+
+
+def rivals(x: Tensor, y: Tensor, h: Tensor, epsilon: float) -> dict[str, Callable[[], Tensor]]:
+    """Softmin by what is installed here; compiled, as each has been called once."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    if importlib.util.find_spec("pykeops"):
+        calls["KeOps"] = keops_softmin(x, y, h, epsilon)
+    if importlib.util.find_spec("jax"):
+        calls["JAX dense"] = jax_softmin(x, y, h, epsilon, None)
+        if len(x) % _CHUNK == 0:
+            calls["JAX chunked"] = jax_softmin(x, y, h, epsilon, _CHUNK)
+    for call in calls.values():
+        call()
+    return calls
+
+
 def measure(
     n: int, d: int, dtype: torch.dtype, rounds: int, budget: float, rates: dict[str, tuple[float, float]]
 ) -> list[dict[str, Any]]:
     gen = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, d, generator=gen, dtype=torch.float64).to(dtype) for _ in range(2))
-    geometry = PointCloud(x, y)
     epsilon = 0.05 * 2.0 * d
-    f, h, v = x[:, 0].clone(), y[:, 0].clone(), y[:, :1].expand(n, 32).contiguous()
+    h, v = y[:, 0].clone(), y[:, :1].expand(n, 32).contiguous()
     exact = PointCloud(x[:64].double(), y.double()).softmin(h.double(), epsilon)
-    operations: dict[str, tuple[tuple[int, int], Callable[[], Tensor]]] = {  # multiply-adds, exponentials of a pair
-        "softmin": ((d, 1), lambda: geometry.softmin(h, epsilon)),
-        "cmin": ((d, 0), lambda: geometry.cmin(h)[0]),
-        "apply": ((d + 1, 1), lambda: geometry.apply(f, h, epsilon, v[:, 0])),
-        "apply, 32 vectors": ((d + 32, 1), lambda: geometry.apply(f, h, epsilon, v)),
-        "moments": ((d + 2, 1), lambda: geometry.moments(f, h, epsilon)[0]),
-    }
+    work = {  # multiply-adds and exponentials of a pair
+        "softmin": (d, 1), "cmin": (d, 0), "apply": (d + 1, 1), "apply, 32 vectors": (d + 32, 1), "moments": (d + 2, 1)
+    }  # fmt: skip
+
+    def operations(x: Tensor) -> dict[str, Callable[[], Tensor]]:
+        geometry, f = PointCloud(x, y), x[:, 0].clone()
+        return {
+            "softmin": lambda: geometry.softmin(h, epsilon),
+            "cmin": lambda: geometry.cmin(h)[0],
+            "apply": lambda: geometry.apply(f, h, epsilon, v[:, 0]),
+            "apply, 32 vectors": lambda: geometry.apply(f, h, epsilon, v),
+            "moments": lambda: geometry.moments(f, h, epsilon)[0],
+        }
+
+    few = x[:ROWS].contiguous()
+    whole, cut = operations(x), operations(few)
     name = str(dtype).removeprefix("torch.")
+    others = {"dense": lambda: dense_softmin(few, y, h, epsilon)}
+    if dtype == torch.float32:
+        others |= rivals(few, y, h, epsilon)
     rows: list[dict[str, Any]] = []
     calls: list[Callable[[], Tensor]] = []
-    for operation, (work, call) in operations.items():
-        for engine in ("native", "reference", "dense"):
-            if engine == "dense" and operation != "softmin":
-                continue
-            row = {"operation": operation, "engine": engine, "n": n, "d": d, "dtype": name, "work": work}
-            row |= {"seconds": None, "error": None}
+    for operation in work:
+        candidates = {"native": whole[operation], "reference": cut[operation]}
+        if operation == "softmin":
+            candidates |= others
+        for engine, candidate in candidates.items():
+            row = {"operation": operation, "engine": engine, "n": n, "d": d, "dtype": name, "work": work[operation]}
+            row |= {"seconds": None, "error": None, "rows": n if engine == "native" else len(few)}
             rows.append(row)
-            calls.append(call if engine != "dense" else lambda: dense_softmin(x, y, h, epsilon))
-    fits = 3.5 * n * n * dtype.itemsize < free_bytes() / 2
+            calls.append(candidate)
     spent = [0.0] * len(rows)
     # Round after round over all candidates: what else the machine does falls on each of them alike.
     for turn in range(rounds + 1):
         fma, exp = _native.rates(name == "float64")
         rates[name] = (max(fma, rates[name][0]), max(exp, rates[name][1]))
         for i, (row, call) in enumerate(zip(rows, calls)):
-            if (row["engine"] == "dense" and not fits) or spent[i] > budget:
+            if spent[i] > budget:
                 continue
             with use_engine("reference" if row["engine"] == "reference" else "auto"):
                 start = time.perf_counter()
@@ -94,7 +139,7 @@ def measure(
                 row["error"] = float(((out[:64].double() - exact) / exact.abs().mean()).abs().max())
             if turn > 0 or seconds > budget:  # the first round warms up
                 spent[i] += seconds
-                row["seconds"] = min(seconds, row["seconds"] or seconds)
+                row["seconds"] = min(seconds * n / row["rows"], row["seconds"] or np.inf)
         print(".", end="", flush=True)
     return rows
 
@@ -104,13 +149,10 @@ def table(rows: list[dict[str, Any]], rates: dict[str, tuple[float, float]], thr
     for row in rows:
         fma, exp = (threads * r for r in rates[row["dtype"]])
         a, b = row.pop("work")
-        rate = row["n"] ** 2 / row["seconds"] if row["seconds"] else None
+        rate = row["n"] ** 2 / row["seconds"]
         row["pairs_per_second"] = rate
-        row["fraction_of_ceiling"] = rate * (a / fma + b / exp) if rate else None
+        row["fraction_of_ceiling"] = rate * (a / fma + b / exp)
         text = f"{row['dtype']:8} d={row['d']:<4} {row['operation']:18} {row['engine']:10}"
-        if rate is None:
-            print(text + "does not fit")
-            continue
         text += f"{rate / 1e9:8.3f}e9 pairs/s {row['fraction_of_ceiling']:5.0%} of the ceiling"
         print(text + ("" if row["error"] is None else f", error {row['error']:.1e}"))
 
@@ -188,6 +230,35 @@ def blocks(n: int, rounds: int) -> None:
         print(text)
 
 
+def save(path: Path, run: dict[str, Any]) -> None:
+    """Keep this run beside those with other numbers of threads, under a table of softmin for the documentation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    runs[str(run["threads"])] = run
+    report = Report("kernels", "Pairwise kernels", "full", [0])
+    seconds = round(sum(one["seconds"] for one in runs.values()))
+    report.provenance = provenance() | {"threads": " and ".join(sorted(runs)), "seconds": seconds}
+    report.data = ["standard Gaussian clouds"]
+    engines = ["native", "reference", "dense", "KeOps", "JAX dense", "JAX chunked"]
+    table = report.table("softmin, float32, 1e9 pairs a second", [*engines, "native / fastest other"])
+    for threads, one in sorted(runs.items()):
+        cells = {
+            (r["d"], r["engine"]): r for r in one["rows"] if (r["operation"], r["dtype"]) == ("softmin", "float32")
+        }
+        for d in sorted({d for d, _ in cells}):
+            rates = {e: (cells.get((d, e)) or {}).get("pairs_per_second") for e in engines}
+            best = max((r for e, r in rates.items() if r and e != "native"), default=None)
+            shown = [f"{rates[e] / 1e9:.3f}" if rates[e] else "" for e in engines]
+            n, plural = one["rows"][0]["n"], "s" if int(threads) > 1 else ""
+            ratio = f"{rates['native'] / best:.1f}" if best else ""
+            table.add(f"n = {n}, d = {d}, {threads} thread{plural}", *shown, ratio)
+    report.notes.append(
+        f"{run['processor']}. All but the native engine were timed on {ROWS:,} rows against all columns, and the time "
+        "scaled to all rows; an empty cell is a library that is not there."
+    )
+    path.write_text(json.dumps(report.to_json() | {"runs": runs}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -203,9 +274,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.accuracy:
         return accuracy()
+    if hasattr(os, "sched_setaffinity"):  # before the rivals start their threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     if args.blocks:
         return blocks(args.size // 4, 20 * args.rounds)
+    start = time.perf_counter()
     _native.set_simd(args.simd)
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {args.simd}, torch {torch.__version__}")
     rates = {name: _native.rates(name == "float64") for name in args.dtypes}
@@ -220,11 +295,11 @@ def main() -> None:
         print(f"{name}: {fma / 1e9:.1f}e9 multiply-adds/s, {exp / 1e9:.1f}e9 exponentials/s of one thread at best")
     report: dict[str, Any] = {
         "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "simd": args.simd,
-        "torch": torch.__version__, "system": platform.platform(), "rates": rates, "rows": rows,
+        "seconds": time.perf_counter() - start, "torch": torch.__version__, "system": platform.platform(),
+        "rates": rates, "rows": rows,
     }  # fmt: skip
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(args.json, report)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,11 @@ def catalogue() -> str:
 
 
 def results(slug: str, folder: Path = ROOT / "results") -> str:
-    """The tables and claims of the last recorded run of an experiment."""
+    """The tables and claims of the last recorded run of an experiment or a benchmark."""
     path = folder / f"{slug}.json"
     if not path.is_file():
-        return (
-            f"No result is recorded in this version: `results/{slug}.json` is missing. Make one: `brenier run {slug}`."
-        )
+        how = f"Make one: `brenier run {slug}`." if slug in (s.slug for s in CATALOGUE) else "Run the benchmark."
+        return f"No result is recorded in this version: `results/{slug}.json` is missing. {how}"
     report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
     p = report.provenance
     parts = [

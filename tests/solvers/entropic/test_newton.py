@@ -309,6 +309,24 @@ def test_iterations_run_out(clouds):
         solve(x, y, a=a, b=b, epsilon=EPSILON, solver="sns", max_iter=3, throw=True)
 
 
+@pytest.mark.parametrize("solver", ["sns", "newton"])
+@pytest.mark.parametrize("max_iter", [30, 22, 21, 20, 3])
+def test_a_level_does_not_vouch_for_the_next(solver, max_iter):
+    """Nearly a permutation: the levels above the last converge to rounding, which proves nothing about the last."""
+    cost = torch.rand(12, 12, generator=torch.Generator().manual_seed(101), dtype=torch.float64)
+    options = {"epsilon": 1e-4, "solver": solver, "max_iter": max_iter}
+    if max_iter < 30:
+        with pytest.warns(NotConvergedWarning):
+            solution = solve(CostMatrix(cost), **options)
+    else:
+        solution = solve(CostMatrix(cost), **options)
+        assert max(float(e) for e in solution.certificate.marginal_errors) <= 1.5e-10
+    # stopped anywhere: the columns are exact, and the error that is told is that of the plan
+    row, column = (float(e) for e in solution.certificate.marginal_errors)
+    assert column < 1e-12
+    assert abs(row - solution.stats["marginal_error"]) <= 1e-10
+
+
 def test_rounding_floor_ends_the_solve(generator):
     x, y = (torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (200, 300))
     with pytest.warns(NotConvergedWarning):

@@ -180,8 +180,11 @@ class _NewtonSolver(Solver[NewtonState]):
     def finish(self, problem: Problem, state: NewtonState) -> Outcome:
         assert problem.epsilon is not None
         double = problem.double()
-        # stopped on the way down: the columns are owed an update at the problem's epsilon
-        items = [i if i.settled else self._refreshed(i._replace(epsilon=_target(i))) for i in state.items]
+        # stopped on the way down, or just arrived: the columns are owed an update at the problem's epsilon
+        items = [
+            i if i.settled and i.error < torch.inf else self._refreshed(i._replace(epsilon=_target(i)))
+            for i in state.items
+        ]
         f, g = (torch.stack([getattr(i, name) for i in items]).reshape(*problem.batch_shape, -1) for name in "fg")
         eps = problem.epsilon.double()
         line = eps.unsqueeze(-1) if eps.dim() else eps
@@ -238,7 +241,8 @@ class _NewtonSolver(Solver[NewtonState]):
         if item.settled or (item.error > _LEVEL_TOL and item.steps < _LEVEL_STEPS):
             return item
         epsilon = self.schedule.next(item.epsilon, _target(item))
-        item = item._replace(epsilon=epsilon, sweeps=self.sweeps, steps=0, radius=1.0, failures=0)
+        # the error of one level says nothing about the next
+        item = item._replace(epsilon=epsilon, error=torch.inf, sweeps=self.sweeps, steps=0, radius=1.0, failures=0)
         return item if self.sweeps else self._refreshed(item)
 
     def _newton(self, item: _Item) -> _Item:
