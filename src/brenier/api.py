@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._inputs import Kind
-from .adjoint import Adjoint, Envelope
+from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
@@ -18,7 +18,18 @@ from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
+from .solvers import (
+    DualAscent,
+    Fixed,
+    Monotone,
+    NetworkSimplex,
+    Newton,
+    Plain,
+    Sinkhorn,
+    Solver,
+    SparseNewton,
+    run,
+)
 
 __all__ = ["solve"]
 
@@ -77,7 +88,8 @@ def solve(
             reaches high accuracy at small epsilon.
         tol: marginal error relative to the mass; solvers of regularised problems only.
         max_iter: iteration limit (pivots for the network simplex).
-        adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
+        adjoint: which gradients the solution carries: `Envelope()` those of the value, `Implicit()` those of plan,
+            potentials and map as well, `Unrolled(k)` those of k iterations of Sinkhorn.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
@@ -111,7 +123,8 @@ def solve(
     problem = Problem.make(
         geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer, reference=reference
     )
-    chosen, reason = _choose(solver, problem)
+    truncated = isinstance(adjoint, Unrolled) and adjoint.from_start and solver == "auto"
+    chosen, reason = _unrolled(adjoint) if truncated else _choose(solver, problem)
     chosen = _tuned(chosen, tol, max_iter)
     return run(
         problem,
@@ -120,6 +133,7 @@ def solve(
         kind=kind,
         reason=reason,
         throw=throw,
+        warn=not truncated,  # that many iterations were asked for
         progress=progress,
         callback=callback,
     )
@@ -200,6 +214,11 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
             f"{8e-9 * n * m:.1f} GB."
         )
     return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
+
+
+def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:
+    assert isinstance(adjoint, Unrolled)
+    return Sinkhorn(max_iter=adjoint.k, schedule=Fixed(), relaxation=Plain()), f"the iterations of {adjoint}"
 
 
 def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None) -> Solver[Any]:

@@ -50,7 +50,9 @@ class Side(NamedTuple):
         assert self.epsilon is not None
         if not self.counting:
             return torch.zeros_like(self.weights)
-        return self.epsilon * (log_weights(self.weights) - self.reference.log())
+        positive = self.weights > 0  # outside of the product, as eps x -inf has no derivative
+        ratio = torch.where(positive, self.weights, 1).log() - self.reference.log()
+        return torch.where(positive, self.epsilon * ratio, -torch.inf)
 
     def absorbed(self) -> Tensor:
         """Eps log reference, which turns a potential into that of the plan: P = exp((F + G - C) / eps)."""
