@@ -15,15 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ._inputs import is_count, is_real
 from .errors import NotConvergedWarning, refuse
-from .marginals import Exact, Side
+from .marginals import FLOOR, Exact, Side
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 
 __all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_marginals", "gibbs_plan"]
 
 _DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
-# Stands for -inf in potentials, as eps x -inf has no derivative; float32 holds it divided by epsilon squared.
-_FLOOR = -1e20
 
 
 class Adjoint(ABC):
@@ -226,7 +224,7 @@ class Unrolled(Adjoint):
 
 def absorbed(potential: Tensor, side: Side) -> Tensor:
     """The potential of the plan, F = f + eps log reference; very low instead of -inf, for derivatives in epsilon."""
-    return (potential + side.absorbed()).clamp(min=_FLOOR)
+    return (potential + side.absorbed()).clamp(min=FLOOR)
 
 
 def gibbs_plan(problem: Problem, f: Tensor, g: Tensor) -> GibbsPlan:
@@ -248,7 +246,7 @@ def gibbs_marginals(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
 def _dual(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
     """The dual function (without the conjugate of a regularizer), (*batch,), differentiable in everything."""
     (left, right), (side_a, side_b) = problem.marginals, problem.sides
-    f, g = left.clip(f), right.clip(g)
+    f, g = left.clip(f.clamp(min=FLOOR)), right.clip(g.clamp(min=FLOOR))
     value = left.dual(f, side_a) + right.dual(g, side_b)
     if problem.epsilon is None:
         return value
@@ -268,7 +266,7 @@ def _half_step(problem: Problem, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _raised(soft: Tensor, side: Side) -> Tensor:
     """What a marginal takes for s: the soft c-transform plus eps log(a / reference)."""
-    return soft + side.rise().clamp(min=_FLOOR) if side.counting else soft
+    return soft + side.rise().clamp(min=FLOOR) if side.counting else soft
 
 
 def _moves(problem: Problem) -> bool:
