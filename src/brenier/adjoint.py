@@ -136,7 +136,7 @@ class Implicit(Envelope):
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
         value = super().attach(value, problem, plan, f, g)
-        if not _moves(problem):
+        if not (torch.is_grad_enabled() and f.requires_grad):
             return value
         # f and g go inside a tuple: a first backward pass must not reach them
         second: Tensor = _Curvature.apply((problem, f.to(problem.a), g.to(problem.b)), *problem.tensors)
@@ -157,7 +157,7 @@ class Unrolled(Adjoint):
     Args:
         k: iterations.
         from_start: begin at zero, as recipes with a fixed number of iterations do. With solver="auto" the solver is
-            then `Sinkhorn` with these k iterations, and `status` says, without a warning, whether they met the tolerance.
+            then `Sinkhorn` with k plain iterations, and `status` says, without a warning, whether they were enough.
 
     Raises:
         InvalidInput: the problem has no epsilon.
@@ -211,9 +211,8 @@ class Unrolled(Adjoint):
         return f, g
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
-        if not _moves(problem):
+        if not (torch.is_grad_enabled() and f.requires_grad):
             return value
-        assert isinstance(plan, GibbsPlan)
         problem = problem.with_tensors(*(t.to(f.dtype) for t in problem.tensors))
         surrogate = problem.objective(*gibbs_marginals(problem, plan), f, g).to(value.dtype)
         return value + (surrogate - surrogate.detach())
