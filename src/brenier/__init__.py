@@ -7,7 +7,7 @@
 True
 """
 
-from .adjoint import Adjoint, Envelope
+from .adjoint import Adjoint, Envelope, Implicit, Unrolled
 from .api import solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
@@ -31,6 +31,7 @@ __all__ = [
     "Free",
     "Geometry",
     "Grid",
+    "Implicit",
     "InvalidInput",
     "Marginal",
     "MissingExtra",
@@ -48,6 +49,7 @@ __all__ = [
     "Solution",
     "SquaredNorm",
     "Status",
+    "Unrolled",
     "__version__",
     "solve",
 ]

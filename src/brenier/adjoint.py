@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
+from ._inputs import is_count, is_real
+from .errors import NotConvergedWarning, refuse
+from .marginals import FLOOR, Exact, Side
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 
-__all__ = ["Adjoint", "Envelope"]
+__all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_marginals", "gibbs_plan"]
+
+_DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
 class Adjoint(ABC):
     """Says which outputs it makes differentiable, and correct."""
+
+    def check(self, problem: Problem) -> None:  # noqa: B027 - most take any problem
+        """Raise `InvalidInput` if this adjoint cannot take the problem."""
+
+    def potentials(self, problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The potentials that plan, map and values are made of; None where those of the solver serve, as constants.
+
+        Args:
+            problem: with its gradient history.
+            f, g: of the solver, (*batch, n) and (*batch, m), without history.
+        """
+        return None
 
     @abstractmethod
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
@@ -34,23 +56,384 @@ class Envelope(Adjoint):
     """
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
-        left, right = problem.marginals
-        epsilon = problem.epsilon
-        tensors = (*problem.geometry.tensors, problem.a, problem.b, *left.parameters, *right.parameters)
-        moving = any(t.requires_grad for t in tensors) or (epsilon is not None and epsilon.requires_grad)
-        if not (torch.is_grad_enabled() and moving):
+        if not _moves(problem):
             return value
-        side_a, side_b = problem.sides
-        f, g = left.clip(f.detach().to(problem.a)), right.clip(g.detach().to(problem.b))
-        surrogate = left.dual(f, side_a) + right.dual(g, side_b)
-        if isinstance(plan, GibbsPlan):
-            assert epsilon is not None
-            assert side_a.epsilon is not None
-            # finite, as eps x -inf has no derivative
-            soft = problem.geometry.softmin(g + side_b.absorbed().clamp(min=-1e30), epsilon)
-            mass = (side_a.reference * ((f - soft) / side_a.epsilon).exp()).sum(-1)
-            surrogate = surrogate - epsilon * (mass - problem.reference_mass)
-        elif isinstance(plan, SparsePlan):
+        surrogate = _dual(problem, f.detach().to(problem.a), g.detach().to(problem.b))
+        if isinstance(plan, SparsePlan):
             cost = problem.geometry.cost_at(plan.rows, plan.cols)
             surrogate = surrogate + (plan.mass.to(cost.dtype) * cost).sum(-1)
+        elif isinstance(plan, GibbsPlan) and problem.epsilon is None:  # <P, C> of a plan that is held fixed
+            F, G, epsilon = (t.detach().to(problem.a) for t in (plan.F, plan.G, plan.epsilon))
+            soft = problem.geometry.softmin(G.clamp(min=FLOOR), epsilon)
+            surrogate = surrogate - epsilon * ((F - soft) / epsilon).exp().sum(-1)
         return value + (surrogate - surrogate.detach())
+
+
+@dataclass(frozen=True)
+class Implicit(Envelope):
+    r"""Gradients of plan, potentials, map and value of an entropic problem, by the implicit function theorem.
+
+    The potentials solve f = A(g, theta), g = B(f, theta), where A and B are the two half-steps of Sinkhorn. So
+
+        df = A_g dg + A_theta dtheta,    dg = B_f df + B_theta dtheta,
+
+    and a backward pass through f and g solves the transposed system. Without g it reads (I - B_f^T A_g^T) lambda = u.
+    That operator is symmetric in the inner product of the marginal's own curvature, whatever the marginals, and
+    conjugate gradients solve it on the `apply` of the geometry. Plan, map and `linear_value` are ordinary
+    differentiable functions of the potentials; the value has the envelope gradient, and a right second derivative.
+
+    Gradients flow to x, y, a, b, C, epsilon and the tensors among the parameters of the marginals. Where the
+    potentials are free up to a shift (f + t, g - t), those of f and g are for the gauge in which the mean of f under
+    a equals that of g under b; plan, map and values do not depend on it. Right at the fixed point, and off by the
+    order of the marginal error, over one minus the contraction of Sinkhorn, before: solve to a small tol.
+
+    Args:
+        tol: relative residual of the linear system; 1e-10 for problems in float64 and 1e-6 in float32 when None.
+        max_iter: of conjugate gradients; a `NotConvergedWarning` tells where they did not suffice.
+
+    Raises:
+        InvalidInput: the problem has no epsilon.
+
+    Complexity: two passes over the pairs when an output is first asked for; in a backward pass two for each iteration
+    of conjugate gradients, in float64, and a handful more. O(n + m) memory.
+
+    Example:
+        >>> import torch, brenier
+        >>> x = torch.tensor([[0.0], [1.0]], dtype=torch.float64, requires_grad=True)
+        >>> y = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+        >>> moved = brenier.solve(x, y, epsilon=1.0, tol=1e-12, adjoint=brenier.Implicit()).map()
+        >>> (gradient,) = torch.autograd.grad(moved[0, 0], x)
+        >>> [round(t, 6) for t in gradient.flatten().tolist()]
+        [0.419974, -0.419974]
+
+    Reference:
+        Luise, Rudi, Pontil & Ciliberto (2018), Differential properties of Sinkhorn approximation for learning with
+        Wasserstein distance; Eisenberger et al. (2022), A unified framework for implicit Sinkhorn differentiation.
+    """
+
+    tol: float | None = None
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.tol is not None and not (is_real(self.tol) and 0 < self.tol < math.inf):
+            refuse("Implicit tol", "a positive finite number", repr(self.tol))
+        if not is_count(self.max_iter):
+            refuse("Implicit max_iter", "a positive integer", repr(self.max_iter))
+
+    def check(self, problem: Problem) -> None:
+        _need_epsilon("Implicit()", problem)
+
+    def potentials(self, problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not _moves(problem):
+            return None
+        # float64 throughout: the system is as ill-conditioned as Sinkhorn is slow
+        double = problem.with_tensors(*(t.double() for t in problem.tensors))
+        f64, g64 = f.double(), g.double()
+        soft_f, new_f = _half_step(double, g64)
+        soft_g, new_g = _half_step(double.T, f64)
+        tol = _DEFAULT_TOL[problem.a.dtype] if self.tol is None else self.tol
+        system = _System(double.detach(), f64, g64, soft_f.detach(), soft_g.detach(), tol, self.max_iter)
+        moving: tuple[Tensor, Tensor] = _FixedPoint.apply(new_f, new_g, system)
+        shift = torch.where(system.flat, _shift(double, *moving), 0)
+        shift = shift - shift.detach()
+        return (moving[0] - shift).to(f), (moving[1] + shift).to(g)
+
+    def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
+        value = super().attach(value, problem, plan, f, g)
+        if not (torch.is_grad_enabled() and f.requires_grad):
+            return value
+        # f and g go inside a tuple: a first backward pass must not reach them
+        second: Tensor = _Curvature.apply((problem, f.to(problem.a), g.to(problem.b)), *problem.tensors)
+        return value + second
+
+
+@dataclass(frozen=True)
+class Unrolled(Adjoint):
+    r"""Gradients of every output by differentiating k iterations of Sinkhorn.
+
+        f <- prox_a(softmin(g + eps log b)),   g <- prox_b(softmin(f + eps log a)),   k times,
+
+    plain: no schedule, no relaxation, no translation. They start from the solved potentials, where the gradient is
+    right up to contraction^k, or from g = 0, where outputs and gradients are exactly those of k iterations, converged
+    or not. Potentials, plan, map and values are those of the last iterate; the gradient of `value` is that of
+    <P, C> + eps KL + penalties at its plan.
+
+    Args:
+        k: iterations.
+        from_start: begin at zero, as recipes with a fixed number of iterations do. With solver="auto" the solver is
+            then `Sinkhorn` with k plain iterations, and `status` says, without a warning, whether they were enough.
+
+    Raises:
+        InvalidInput: the problem has no epsilon.
+
+    Complexity: 2 k passes over the pairs when an output is first asked for, about three times as many in a backward
+    pass. O(k (n + m)) memory: each iteration is computed again in the backward pass.
+
+    Example:
+        >>> import torch, brenier
+        >>> C = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        >>> layer = brenier.Unrolled(20, from_start=True)
+        >>> plan = brenier.solve(brenier.CostMatrix(C), epsilon=0.5, adjoint=layer).plan.dense()
+        >>> (gradient,) = torch.autograd.grad(plan[0, 0], C)
+        >>> round(float(gradient[0, 0]), 6)
+        -0.052497
+
+    Reference:
+        Adams & Zemel (2011), Ranking via Sinkhorn propagation; Genevay, Peyré & Cuturi (2018), Learning generative
+        models with Sinkhorn divergences.
+    """
+
+    k: int
+    from_start: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_count(self.k):
+            refuse("Unrolled k", "a positive integer", repr(self.k))
+        if not isinstance(self.from_start, bool):
+            refuse("Unrolled from_start", "True or False", repr(self.from_start))
+
+    def check(self, problem: Problem) -> None:
+        _need_epsilon(f"{self}", problem)
+
+    def potentials(self, problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+        moves = _moves(problem)
+        if not (moves or self.from_start):
+            return None
+        if self.from_start:
+            g = torch.zeros_like(problem.b.detach())
+        problem = problem.with_tensors(*(t.to(g.dtype) for t in problem.tensors))
+
+        def iteration(g: Tensor) -> tuple[Tensor, Tensor]:
+            _, f = _half_step(problem, g)
+            return f, _half_step(problem.T, f)[1]
+
+        for _ in range(self.k):
+            if moves:
+                f, g = checkpoint(iteration, g, use_reentrant=False, preserve_rng_state=False)
+            else:
+                f, g = iteration(g)
+        return f, g
+
+    def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and f.requires_grad):
+            return value
+        problem = problem.with_tensors(*(t.to(f.dtype) for t in problem.tensors))
+        surrogate = problem.objective(*gibbs_marginals(problem, plan), f, g).to(value.dtype)
+        return value + (surrogate - surrogate.detach())
+
+
+# -- plans and dual values from potentials -----------------------------------------------------------------------
+
+
+def absorbed(potential: Tensor, side: Side) -> Tensor:
+    """The potential of the plan, F = f + eps log reference; very low instead of -inf, for derivatives in epsilon."""
+    return (potential + side.absorbed()).clamp(min=FLOOR)
+
+
+def gibbs_plan(problem: Problem, f: Tensor, g: Tensor) -> GibbsPlan:
+    """The plan of two potentials, differentiable in these and in the problem."""
+    assert problem.epsilon is not None
+    exact = problem.with_tensors(*(t.to(f.dtype) for t in problem.tensors))
+    side_a, side_b = exact.sides
+    return GibbsPlan(problem.geometry, absorbed(f, side_a), absorbed(g, side_b), problem.epsilon.to(f.dtype))
+
+
+def gibbs_marginals(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Row and column sums of a plan, from one pass where the last update, that of g, has fixed the columns."""
+    r = plan.row_sums()
+    if isinstance(plan, GibbsPlan) and isinstance(problem.marginals[1], Exact):
+        return r, problem.b
+    return r, plan.col_sums()
+
+
+def _dual(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """The dual function (without the conjugate of a regularizer), (*batch,), differentiable in everything."""
+    (left, right), (side_a, side_b) = problem.marginals, problem.sides
+    f, g = left.clip(f.clamp(min=FLOOR)), right.clip(g.clamp(min=FLOOR))
+    value = left.dual(f, side_a) + right.dual(g, side_b)
+    if problem.epsilon is None:
+        return value
+    assert side_a.epsilon is not None
+    soft = problem.geometry.softmin(absorbed(g, side_b), problem.epsilon)
+    mass = (side_a.reference * ((f - soft) / side_a.epsilon).exp()).sum(-1)
+    return value - problem.epsilon * (mass - problem.reference_mass)
+
+
+def _half_step(problem: Problem, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The soft c-transform of g, and the potential f that is best against g."""
+    assert problem.epsilon is not None
+    side_a, side_b = problem.sides
+    soft = problem.geometry.softmin(absorbed(g, side_b), problem.epsilon)
+    return soft, problem.marginals[0].prox(_raised(soft, side_a), side_a)
+
+
+def _raised(soft: Tensor, side: Side) -> Tensor:
+    """What a marginal takes for s: the soft c-transform plus eps log(a / reference)."""
+    return soft + side.rise().clamp(min=FLOOR) if side.counting else soft
+
+
+def _moves(problem: Problem) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in problem.tensors)
+
+
+def _need_epsilon(name: str, problem: Problem) -> None:
+    if problem.epsilon is None:
+        got = "none" if problem.regularizer is None else f"{problem.regularizer!r} instead"
+        refuse(f"adjoint={name}", "an epsilon", got, "Use Envelope(), for gradients of the value, or give an epsilon.")
+
+
+def _mean(f: Tensor, weights: Tensor) -> Tensor:
+    """The mean of a potential under the weights, (*batch, 1)."""
+    f = torch.where((weights > 0) & torch.isfinite(f), f, 0)
+    return (weights * f).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+
+
+def _shift(problem: Problem, f: Tensor, g: Tensor) -> Tensor:
+    """The t for which f - t and g + t have one mean, (*batch, 1)."""
+    return (_mean(f, problem.a) - _mean(g, problem.b)) / 2
+
+
+# -- the implicit function theorem -------------------------------------------------------------------------------
+
+
+class _Half:
+    """The derivative of a half-step f = prox(softmin(g)), transposed: -Pi^T D^T.
+
+    Pi is the Gibbs plan with rows that sum to one, D the derivative of the marginal's prox.
+    """
+
+    def __init__(self, problem: Problem, f: Tensor, g: Tensor, soft: Tensor) -> None:
+        self._problem, self._soft = problem, soft
+        side_a, side_b = problem.sides
+        self._g = absorbed(g, side_b)
+        with torch.enable_grad():
+            self._s = _raised(soft, side_a).detach().requires_grad_()
+            self._out = problem.marginals[0].prox(self._s, side_a)
+        assert side_a.epsilon is not None
+        self.mass = ((absorbed(f, side_a) - soft) / side_a.epsilon).exp()  # the row sums of the plan, r
+        known = problem.marginals[0].total(side_a) is not None
+        # D 1 = 1, or D^T r = r, as D / r is symmetric: the half-step turns a shift of g into one of f
+        same = (self.damp(self.mass) - self.mass).abs() <= 1e-9 * self.mass
+        self.flat = torch.full_like(same[..., :1], True) if known else same.all(-1, keepdim=True)
+
+    def damp(self, v: Tensor) -> Tensor:
+        """D^T v."""
+        if not self._out.requires_grad:  # a free marginal
+            return torch.zeros_like(v)
+        (out,) = torch.autograd.grad(self._out, self._s, v, retain_graph=True)
+        return out
+
+    def spread(self, v: Tensor) -> Tensor:
+        """Pi^T v."""
+        assert self._problem.epsilon is not None
+        return self._problem.geometry.apply(self._soft, self._g, self._problem.epsilon, v, dim=0)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Pi^T D^T v."""
+        return self.spread(self.damp(v))
+
+
+class _System:
+    """The linearised fixed point of the two half-steps, transposed, and its solution."""
+
+    def __init__(
+        self, problem: Problem, f: Tensor, g: Tensor, soft_f: Tensor, soft_g: Tensor, tol: float, max_iter: int
+    ) -> None:
+        self.f, self.g, self._tol, self._max_iter = f, g, tol, max_iter
+        self._left, self._right = _Half(problem, f, g, soft_f), _Half(problem.T, g, f, soft_g)
+        # with both sides flat the potentials are free up to a shift, and r is in the kernel
+        self.flat = self._left.flat & self._right.flat
+
+    def solve(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The lambda, mu with lambda = u - Pi_b^T D_b^T mu and mu = v - Pi_a^T D_a^T lambda."""
+        u, v = torch.where(torch.isfinite(self.f), u, 0), torch.where(torch.isfinite(self.g), v, 0)
+        u = u - self._right(v)
+        # the part of u that decays within one round trip goes first: the rest is a plan's rows, at the scale of r;
+        # and a round trip at the end adds what the inner product cannot see
+        first = self._round(u)
+        lam = u + first + self._round(self._cg(first))
+        return lam, v - self._left(lam)
+
+    def _round(self, v: Tensor) -> Tensor:
+        return self._right(self._left(v))
+
+    def _cg(self, w: Tensor) -> Tensor:
+        """The x with x - round(x) = w, by conjugate gradients in the inner product <x, D_a^T x / r>."""
+        r = self._left.mass
+        inverse = torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)
+        x = torch.zeros_like(w)
+        residual = w = self._projected(w)
+        damped = self._left.damp(residual)
+        square = (residual * damped * inverse).sum(-1, keepdim=True)
+        step, step_damped, first = residual, damped, square
+        for _ in range(self._max_iter):
+            if not bool((square > self._tol**2 * first).any()):
+                break
+            image = step - self._right(self._left.spread(step_damped))
+            curvature = (image * step_damped * inverse).sum(-1, keepdim=True)
+            alpha = torch.where((curvature > 0) & (square > 0), square / torch.where(curvature > 0, curvature, 1), 0)
+            x = x + alpha * step
+            residual = self._projected(residual - alpha * image)
+            damped = self._left.damp(residual)
+            before, square = square, (residual * damped * inverse).sum(-1, keepdim=True)
+            beta = torch.where(before > 0, square / torch.where(before > 0, before, 1), 0)
+            step, step_damped = residual + beta * step, damped + beta * step_damped
+        else:
+            self._report(square, first)
+        return x
+
+    def _projected(self, v: Tensor) -> Tensor:
+        """Without the part along r where that is in the kernel: rounding puts it there."""
+        r = self._left.mass
+        return torch.where(self.flat, v - r * (v.sum(-1, keepdim=True) / r.sum(-1, keepdim=True)), v)
+
+    def _report(self, square: Tensor, first: Tensor) -> None:
+        worst = float((square / torch.where(first > 0, first, 1)).max().clamp(min=0).sqrt())
+        if not worst <= self._tol:
+            warnings.warn(
+                f"Implicit(): the linear system of the gradient has a relative residual of {worst:.3g} after "
+                f"{self._max_iter} iterations, above tol={self._tol:g}. Raise max_iter, tol or epsilon of the problem.",
+                NotConvergedWarning,
+                stacklevel=2,
+            )
+
+
+class _FixedPoint(torch.autograd.Function):
+    """The potentials of a system; their gradients go to the half-steps at these potentials."""
+
+    @staticmethod
+    def forward(ctx: Any, new_f: Tensor, new_g: Tensor, system: _System) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        ctx.system = system
+        return system.f.clone(), system.g.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        return *ctx.system.solve(u, v), None
+
+
+class _Curvature(torch.autograd.Function):
+    """Zero, with zero gradients, whose own gradients are what moving potentials add to the second derivative.
+
+    The envelope gradient is D_theta(f, g, theta); its derivative is D_theta_theta + D_theta_f f' + D_theta_g g'. The
+    first term is that of the envelope with fixed potentials. This adds the others, where a graph is asked for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, point: tuple[Problem, Tensor, Tensor], *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.point = point
+        problem = point[0]
+        return problem.a.new_zeros(problem.batch_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        problem, f, g = ctx.point
+        wanted = ctx.needs_input_grad[1:]
+        if not torch.is_grad_enabled():
+            return None, *(None for _ in wanted)
+        leaves = [t.detach().requires_grad_(need) for t, need in zip(problem.tensors, wanted)]
+        dual = _dual(problem.with_tensors(*leaves), f, g)
+        moving = [t for t in leaves if t.requires_grad]
+        found = iter(torch.autograd.grad(dual, moving, grad.detach(), create_graph=True, allow_unused=True))
+        gradients = ((next(found) if need else None) for need in wanted)
+        return None, *(None if q is None else q - q.detach() for q in gradients)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._inputs import Kind, is_real
-from .adjoint import Adjoint, Envelope
+from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
@@ -21,9 +21,11 @@ from .solution import Solution
 from .solvers import (
     Annealing,
     DualAscent,
+    Fixed,
     Monotone,
     NetworkSimplex,
     Newton,
+    Plain,
     Sinkhorn,
     SinkhornNewton,
     Solver,
@@ -99,7 +101,8 @@ def solve(
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: `gap=1e-2` may return an
             entropic plan where an exact one would take longer.
         max_iter: iteration limit (pivots for the network simplex).
-        adjoint: which gradients the solution carries; `Envelope()` gives those of the value.
+        adjoint: which gradients the solution carries: `Envelope()` those of the value, `Implicit()` those of plan,
+            potentials and map as well, `Unrolled(k)` those of k iterations of Sinkhorn.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
@@ -133,7 +136,8 @@ def solve(
     problem = Problem.make(
         geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer, reference=reference
     )
-    chosen, reason = _choose(solver, problem, gap)
+    truncated = isinstance(adjoint, Unrolled) and adjoint.from_start and solver == "auto"
+    chosen, reason = _unrolled(adjoint) if truncated else _choose(solver, problem, gap)
     chosen = _tuned(chosen, tol, max_iter, gap)
     return run(
         problem,
@@ -142,6 +146,7 @@ def solve(
         kind=kind,
         reason=reason,
         throw=throw,
+        warn=not truncated,  # that many iterations were asked for
         progress=progress,
         callback=callback,
     )
@@ -228,6 +233,11 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
             f"{8e-9 * n * m:.1f} GB."
         )
     return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
+
+
+def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:
+    assert isinstance(adjoint, Unrolled)
+    return Sinkhorn(max_iter=adjoint.k, schedule=Fixed(), relaxation=Plain()), f"the iterations of {adjoint}"
 
 
 def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None) -> Solver[Any]:

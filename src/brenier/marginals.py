@@ -15,6 +15,7 @@ from ._inputs import is_real
 from .errors import refuse
 
 __all__ = [
+    "FLOOR",
     "KL",
     "ROUNDING",
     "TV",
@@ -27,6 +28,9 @@ __all__ = [
     "log_weights",
     "translation",
 ]
+
+# Stands for -inf in potentials where derivatives are taken, as eps x -inf has none; float32 holds FLOOR / epsilon^2.
+FLOOR = -1e20
 
 
 class Side(NamedTuple):
@@ -50,7 +54,9 @@ class Side(NamedTuple):
         assert self.epsilon is not None
         if not self.counting:
             return torch.zeros_like(self.weights)
-        return self.epsilon * (log_weights(self.weights) - self.reference.log())
+        positive = self.weights > 0  # outside of the product, as eps x -inf has no derivative
+        ratio = torch.where(positive, self.weights, 1).log() - self.reference.log()
+        return torch.where(positive, self.epsilon * ratio, -torch.inf)
 
     def absorbed(self) -> Tensor:
         """Eps log reference, which turns a potential into that of the plan: P = exp((F + G - C) / eps)."""
@@ -385,7 +391,7 @@ class Partial(Marginal):
     def prox(self, s: Tensor, side: Side) -> Tensor:
         assert side.epsilon is not None
         if self.entropic:
-            t = self._entropic_level(s, side) + side.rise()
+            t = self._entropic_level(s, side) + side.rise().clamp(min=FLOOR)
             return -side.epsilon * torch.logaddexp(-s / side.epsilon, -t / side.epsilon)
         return torch.minimum(s, self._level(s, side))
 
@@ -466,7 +472,7 @@ class Partial(Marginal):
         f = _finite(f, a > 0)
         epsilon = side.epsilon.squeeze(-1) if side.epsilon.dim() else side.epsilon
         behind = a.sum(-1) - mass
-        level = torch.logsumexp(log_weights(side.reference) + f / side.epsilon, -1)
+        level = torch.logsumexp(torch.where(a > 0, log_weights(side.reference) + f / side.epsilon, -torch.inf), -1)
         some = behind > 0
         level = epsilon * (level - torch.where(some, behind, 1).log())
         entropy = torch.where(some, -(level + epsilon) * behind, 0)
@@ -505,7 +511,7 @@ class Slack(Marginal):
 
     def prox(self, s: Tensor, side: Side) -> Tensor:
         assert side.epsilon is not None
-        price = self.delta + side.rise()
+        price = self.delta + side.rise().clamp(min=FLOOR)
         return -side.epsilon * torch.logaddexp(-s / side.epsilon, (-price / side.epsilon).expand(s.shape))
 
     def trimmed(self, f: Tensor, side: Side) -> Tensor:
@@ -533,9 +539,10 @@ class Slack(Marginal):
         if side.epsilon is None:
             delta = _like(self.delta, f)
             return (a * torch.where(f >= delta, delta, _finite(f, a > 0))).sum(-1)
-        f = torch.where(a > 0, f, -torch.inf)
-        behind = side.reference * ((f - self.delta) / side.epsilon).exp()
-        each = a * _finite(f, a > 0) - side.epsilon * behind
+        some = a > 0
+        f = _finite(f, some)
+        behind = _finite(side.reference * ((f - self.delta) / side.epsilon).exp(), some)
+        each = a * f - side.epsilon * behind
         return (each if side.counting else each + side.epsilon * side.reference).sum(-1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,27 +151,45 @@ class Problem:
         geometry, a, b = self.geometry.select(index), self.a[index], self.b[index]
         return replace(self, geometry=geometry, a=a, b=b, marginals=(left, right), epsilon=epsilon)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that define the problem; gradients flow to them."""
+        left, right = self.marginals
+        parts = (*self.geometry.tensors, self.a, self.b, *left.parameters, *right.parameters)
+        return parts if self.epsilon is None else (*parts, self.epsilon)
+
+    def with_tensors(self, *tensors: Tensor) -> Problem:
+        """The same problem on other tensors (a cast, a detached copy)."""
+        left, right = self.marginals
+        rest = iter(tensors)
+        return replace(
+            self,
+            geometry=self.geometry.with_tensors(*(next(rest) for _ in self.geometry.tensors)),
+            a=next(rest),
+            b=next(rest),
+            marginals=(left.map(lambda _: next(rest)), right.map(lambda _: next(rest))),
+            epsilon=None if self.epsilon is None else next(rest),
+        )
+
     def detach(self) -> Problem:
         """The same problem without gradient history."""
-        return self._mapped(Tensor.detach, self.geometry.detach())
+        return self.with_tensors(*(t.detach() for t in self.tensors))
 
     def double(self) -> Problem:
         """The same problem in float64."""
-        out = self._mapped(Tensor.double, self.geometry.to(torch.float64))
+        out = self.with_tensors(*(t.double() for t in self.tensors))
         if self.balanced:
             out = replace(out, b=out.b * (out.a.sum(-1, keepdim=True) / out.b.sum(-1, keepdim=True)))
         return out
 
-    def _mapped(self, function: Callable[[Tensor], Tensor], geometry: Geometry) -> Problem:
-        left, right = self.marginals
-        return replace(
-            self,
-            geometry=geometry,
-            a=function(self.a),
-            b=function(self.b),
-            marginals=(left.map(function), right.map(function)),
-            epsilon=None if self.epsilon is None else function(self.epsilon),
-        )
+    def objective(self, r: Tensor, c: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        """<P, C> + eps KL(P | R) + penalties, (*batch,), of the Gibbs plan of f and g, whose marginals are r and c."""
+        assert self.epsilon is not None
+        (left, right), (side_a, side_b) = self.marginals, self.sides
+        # log(P / R) = (f + g - C) / eps
+        total = (r * torch.where(r > 0, f, 0)).sum(-1) + (c * torch.where(c > 0, g, 0)).sum(-1)
+        total = total - self.epsilon * (r.sum(-1) - self.reference_mass)
+        return total + left.penalty(r, side_a) + right.penalty(c, side_b)
 
     @property
     def balanced(self) -> bool:

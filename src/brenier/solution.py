@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ._inputs import Kind, check_finite, float_tensor
-from .adjoint import Adjoint, Envelope
+from .adjoint import Adjoint, Envelope, absorbed, gibbs_marginals, gibbs_plan
 from .certificate import Certificate, certify
 from .errors import refuse
 from .geometry import Geometry, PointCloud
-from .marginals import Exact
-from .plan import GibbsPlan, Plan, SparsePlan
+from .plan import Plan, SparsePlan
 from .problem import Problem
 
 __all__ = ["Potentials", "Solution", "Status"]
@@ -62,7 +61,7 @@ class Potentials:
 
     def _extend(self, points: Any, *, source: bool) -> Any:
         s = self._solution
-        problem, other = (s.problem.detach(), s.g) if source else (s.problem.detach().T, s.f)
+        problem, other = (s._base, s.g) if source else (s._base.T, s.f)
         cloud = s._new_cloud(points, problem.geometry)
         new, _ = s._transform(problem, other, cloud)
         if problem.epsilon is not None:
@@ -90,7 +89,7 @@ class Solution:
         stats: how: solver, reason for choosing it, n_iter, seconds, epsilon, marginal_error.
         status: how it ended (for a batch, the worst of `statuses`).
         statuses: one status per batch item, flattened.
-        f, g: the potentials as tensors, in the precision the solver worked in.
+        adjoint: which outputs carry gradients.
 
     Outputs are of the user's kind: torch in, torch out; NumPy in, NumPy out; pandas in, pandas out.
     """
@@ -107,8 +106,39 @@ class Solution:
         adjoint: Adjoint = Envelope(),
         kind: Kind = Kind(),
     ) -> None:
-        self.problem, self._plan, self.f, self.g = problem, plan, f, g
+        self.problem, self._solved = problem, (plan, f, g)
         self.statuses, self.stats, self.adjoint, self.kind = statuses, stats, adjoint, kind
+        self._grad = torch.is_grad_enabled()
+
+    # -- what outputs are made of ----------------------------------------------------------------------------
+
+    @cached_property
+    def _parts(self) -> tuple[Problem, Plan, Tensor, Tensor]:
+        """Problem, plan and potentials: constants, or with gradients where the adjoint gives them any."""
+        plan, f, g = self._solved
+        with torch.set_grad_enabled(self._grad):  # whoever asks first, and where
+            moving = self.adjoint.potentials(self.problem, f, g)
+            if moving is None:
+                return self.problem.detach(), plan, f, g
+            return self.problem, gibbs_plan(self.problem, *moving), *moving
+
+    @property
+    def _base(self) -> Problem:
+        return self._parts[0]
+
+    @property
+    def _plan(self) -> Plan:
+        return self._parts[1]
+
+    @property
+    def f(self) -> Tensor:
+        """The potential of the sources, (*batch, n), in the precision the solver worked in."""
+        return self._parts[2]
+
+    @property
+    def g(self) -> Tensor:
+        """The potential of the targets, (*batch, m), in the precision the solver worked in."""
+        return self._parts[3]
 
     # -- how it went -----------------------------------------------------------------------------------------
 
@@ -141,24 +171,16 @@ class Solution:
     @cached_property
     def _marginals(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            r = self._plan.row_sums()
-            if isinstance(self._plan, GibbsPlan) and isinstance(self.problem.marginals[1], Exact):
-                return r, self.problem.b.detach()  # the last update was that of g, which fixes the columns
-            return r, self._plan.col_sums()
+            return gibbs_marginals(self.problem.detach(), self._plan)
 
     @cached_property
     def _value(self) -> Tensor:
         with torch.no_grad():
             r, c = (t.double() for t in self._marginals)
             p = self._double
-            if p.epsilon is None:
-                total = self._plan.cost().double() + self._regularization()
-            else:  # <P, C> + eps KL through the potentials: log(P / R) = (f + g - C) / eps
-                f, g = self.f.double(), self.g.double()
-                total = torch.where(r > 0, r * f, 0).sum(-1) + torch.where(c > 0, c * g, 0).sum(-1)
-                total = total - p.epsilon * (r.sum(-1) - p.reference_mass)
-            (left, right), (side_a, side_b) = p.marginals, p.sides
-            return total + left.penalty(r, side_a) + right.penalty(c, side_b)
+            if p.epsilon is not None:
+                return p.objective(r, c, self.f.double(), self.g.double())
+            return self._plan.cost().double() + self._regularization()
 
     @cached_property
     def _double(self) -> Problem:
@@ -174,7 +196,7 @@ class Solution:
     @cached_property
     def linear_value(self) -> Any:
         """<P, C>, the transport cost of the plan alone, (*batch,)."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._grad):
             return self.kind.array(self._plan.cost().to(self.problem.a.dtype))
 
     @cached_property
@@ -203,7 +225,8 @@ class Solution:
     @cached_property
     def potentials(self) -> Potentials:
         """The dual potentials f and g, callable at new points."""
-        return Potentials(self)
+        with torch.set_grad_enabled(self._grad):
+            return Potentials(self)
 
     def map(self, x_new: Any = None) -> Any:
         """Send points to the target cloud, (*batch, k, d).
@@ -216,7 +239,7 @@ class Solution:
         """
         if x_new is None:
             return self.plan.barycentric()
-        problem = self.problem.detach()
+        problem = self._base
         cloud = self._new_cloud(x_new, problem.geometry)
         f, index = self._transform(problem, self.g, cloud)
         y = cloud.y
@@ -251,14 +274,13 @@ class Solution:
 
     @staticmethod
     def _absorbed(problem: Problem, g: Tensor) -> Tensor:
-        return g.to(problem.b) + problem.sides[1].absorbed()
+        return absorbed(g.to(problem.b), problem.sides[1])
 
     @staticmethod
     def _transform(problem: Problem, g: Tensor, cloud: PointCloud) -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad():
-            if problem.epsilon is None:
-                return cloud.cmin(torch.where(problem.b > 0, g.to(problem.b), -torch.inf))
-            return cloud.softmin(Solution._absorbed(problem, g), problem.epsilon), None
+        if problem.epsilon is None:
+            return cloud.cmin(torch.where(problem.b > 0, g.to(problem.b), -torch.inf))
+        return cloud.softmin(Solution._absorbed(problem, g), problem.epsilon), None
 
     # -- for people ------------------------------------------------------------------------------------------
 

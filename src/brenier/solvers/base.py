@@ -116,6 +116,7 @@ def run(
     """
     _check_regularizer(problem, solver)
     solver.check(problem)
+    adjoint.check(problem)
     start = time.perf_counter()
     fixed = problem.detach()
     statuses: tuple[Status, ...] | None = None

@@ -32,6 +32,7 @@ _LEVEL_TOL = 0.1  # error at which a level above the problem's epsilon is left
 _LEVEL_STEPS = 10  # Newton steps after which it is left anyway
 _ARMIJO = 1e-4
 _SMALLEST_ALPHA = 1e-4
+_LARGEST_RADIUS = 1e50  # its square is still a number
 _ROUNDING = 2e-15  # of the dual value, relative to the terms that are added up
 _LINEAR = 0.1  # a full step that leaves more than this share of the error e, or than 10 sqrt(e), is not quadratic
 _REACH = 3.0  # potentials moved by more than this many epsilon: the curvature is to blame, not the sparsity
@@ -298,7 +299,7 @@ class _NewtonSolver(Solver[NewtonState]):
         if alpha < 1:
             radius = alpha * length
         elif direction.bounded:
-            radius *= 2
+            radius = min(2 * radius, _LARGEST_RADIUS)
         elif float(d.abs().max()) <= _REACH * eps:
             expected = max(min(_LINEAR, 10 * item.error**0.5), direction.residual) * item.error
             entries = self._denser(item) if error > max(expected, self._goal()) else entries
