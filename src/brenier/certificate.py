@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .marginals import translation
 from .plan import Plan
 from .problem import Problem
 
@@ -138,6 +139,9 @@ def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     f = left.trimmed(geometry.cmin(g)[0], side_a)
     g = geometry.cmin(torch.where(live_a, f, -torch.inf), dim=0)[0]
     f, g = _lifted(f, least_a, live_a), _lifted(g, least_b, live_b)
+    shift = translation(problem.marginals, (side_a, side_b), f, g)  # keeps f + g <= c
+    if shift is not None:
+        f, g = f + shift, g - shift
     size = (problem.a * f.abs()).sum(-1) + (problem.b * g.abs()).sum(-1)
     return left.dual(f, side_a) + right.dual(g, side_b), size
 

@@ -523,8 +523,9 @@ class Slack(Marginal):
     def violation(self, r: Tensor, side: Side) -> Tensor:
         return (r - side.weights).clamp(min=0).sum(-1)
 
-    def law(self, f: Tensor, side: Side) -> _Bin:
-        assert side.epsilon is not None
+    def law(self, f: Tensor, side: Side) -> _Bin | None:
+        if side.epsilon is None:
+            return None
         a = side.weights
         content = log_weights(side.reference) + (torch.where(a > 0, f, -torch.inf) - self.delta) / side.epsilon
         return _Bin(a.sum(-1, keepdim=True), torch.logsumexp(content, -1, keepdim=True), side.epsilon)
