@@ -1,0 +1,263 @@
+"""Multiscale Sinkhorn: coarse to fine through trees of clusters, over block-sparse kernels with a bound on what they drop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._inputs import is_count
+from ...adjoint import log_weights
+from ...errors import refuse
+from ...geometry import Geometry
+from ...geometry.blocksparse import BlockSparse, ClusteredCloud, check_cloud
+from ...problem import Problem
+from ...solution import Status
+from ..base import Outcome, Solver, check_number
+from .relaxation import OverRelaxation, Relaxation
+from .schedule import Halving
+from .sinkhorn import Sinkhorn, SinkhornState
+
+__all__ = ["Multiscale", "MultiscaleState"]
+
+_BRANCHING = 3  # halvings between two scales: clusters of eight points become points
+_TRUNCATION = 0.01  # the share of the tolerance that dropped pairs may cost
+_SLACK = 3.0  # how far potentials may rise, in epsilon, before the dropped mass is bounded anew
+_RESOLUTION = 1.0  # the least epsilon of a scale, in mean costs between its points and what they stand for
+_DENSE_SHARE = 0.5  # a larger share of kept pairs is no gain over all pairs
+_COARSE_ITERATIONS = 100  # at the last epsilon of a coarse scale
+
+
+class _Scale(NamedTuple):
+    """The problem at one scale: clusters as points, their masses added up."""
+
+    problem: Problem  # its epsilon is the least that this scale resolves
+    weights: tuple[Tensor, Tensor]  # a and b, with an average mass where there is none
+    clustered: ClusteredCloud | None  # None: all pairs
+
+
+class MultiscaleState(NamedTuple):
+    """The scales, the one in work, and the state of its Sinkhorn iteration."""
+
+    scales: tuple[_Scale, ...]  # the cloud itself first
+    at: int
+    inner: SinkhornState
+    geometry: Geometry  # with all pairs or with those kept
+    log_dropped: float  # a bound on the mass outside, over the mass of a, for the potentials as they are
+    reference: tuple[Tensor, Tensor, Tensor]  # f, g and epsilon that the pairs were chosen by
+    settled: int  # iterations at the last epsilon of this scale
+    iterations: tuple[int, ...]  # at each scale so far
+    searches: int  # for pairs, at the finest scale
+
+
+@dataclass(frozen=True)
+class Multiscale(Solver[MultiscaleState]):
+    r"""Sinkhorn's algorithm from coarse to fine, for clouds of few dimensions and small epsilon.
+
+    Both clouds are cut into clusters by median splits. Eight points become one from scale to scale; epsilon falls
+    together with the size of the clusters, and potentials go down a scale by soft c-transforms. At each scale only pairs
+    of clusters are visited that may carry mass: f and g are bounded by affine functions on each cluster, which bounds
+
+        sum_{i in I, j in J} a_i b_j exp((f_i + g_j - c_ij) / eps) <= M_IJ,
+
+    and the lightest pairs are dropped so that their M_IJ add up to less than `tol` / 100 of the mass. Since a marginal of
+    the whole plan differs from that of the kept part by what was dropped, the error that is tested and reported, |P1 - a|
+    of the kept part plus twice the bound, is proved for the whole plan with all n m pairs, up to rounding.
+
+    Args:
+        tol: relative marginal error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
+        max_iter: iterations at all scales together.
+        size: points of a cluster whose pairs are kept or dropped together.
+        coarsest: points of the coarsest scale at most, which works on all pairs.
+        relaxation: as for `Sinkhorn`.
+
+    `stats` holds `marginal_error` (proved, see above), `truncation_bound` (twice the bound, over the mass), `kept_share` of
+    all pairs, `searches` for pairs, and `iterations` at each scale, the coarsest first.
+
+    Complexity: O(n log^2 n) for the trees, and O(n k) time for an iteration, where k points lie within some sqrt(epsilon)
+    of one; O(n) memory and the list of kept pairs of clusters.
+
+    Reference:
+        Schmitzer (2019), Stabilized sparse scaling algorithms for entropy regularized transport problems; Feydy (2020),
+        Geometric data analysis, beyond convolutions, chapter 3.
+    """
+
+    name: ClassVar[str] = "multiscale"
+    tol: float | None = None
+    max_iter: int = 5000
+    size: int = 64
+    coarsest: int = 2048
+    relaxation: Relaxation = OverRelaxation()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tol is not None:
+            check_number("tol", self.tol)
+        for name in ("size", "coarsest"):
+            if not is_count(getattr(self, name)):
+                refuse(name, "a positive integer", repr(getattr(self, name)))
+
+    def check(self, problem: Problem) -> None:
+        self._sinkhorn(problem).check(problem)
+        check_cloud(problem.geometry)
+        if problem.batch_shape:
+            refuse(self.name, "one problem", f"batch {tuple(problem.batch_shape)}", "Use solver='sinkhorn'.")
+
+    # -- the contract of a solver ----------------------------------------------------------------------------
+
+    def init(self, problem: Problem) -> MultiscaleState:
+        scales = tuple(self._scales(problem))
+        last = scales[-1]
+        inner = self._sinkhorn(last.problem).init(last.problem)
+        start = inner.f, inner.g, inner.epsilon
+        state = MultiscaleState(
+            scales, len(scales) - 1, inner, last.problem.geometry, -math.inf, start, 0, (0,), 0
+        )
+        return self._searched(state)
+
+    def step(self, problem: Problem, state: MultiscaleState) -> MultiscaleState:
+        if state.at > 0 and self._done(state):
+            state = self._finer(state)
+        if self._stale(state):
+            state = self._searched(state)
+        whole = state.scales[state.at].problem
+        part = replace(whole, geometry=state.geometry)
+        inner = self._sinkhorn(whole).step(part, state.inner)
+        settled = state.settled + int(bool(torch.isfinite(inner.error)))
+        iterations = (*state.iterations[:-1], state.iterations[-1] + 1)
+        return state._replace(inner=inner, settled=settled, iterations=iterations)
+
+    def terminate(self, problem: Problem, state: MultiscaleState) -> tuple[Status, ...] | None:
+        statuses = self._sinkhorn(problem).terminate(state.scales[state.at].problem, state.inner)
+        if statuses is None or all(s is Status.DIVERGED for s in statuses):
+            return statuses
+        return statuses if state.at == 0 and not self._stale(state) else None
+
+    def verdict(self, problem: Problem, state: MultiscaleState) -> tuple[Status, ...]:
+        if state.at > 0:
+            return (Status.MAX_ITER,)
+        return self._sinkhorn(problem).verdict(problem, state.inner)
+
+    def error(self, state: MultiscaleState) -> float:
+        if state.at > 0:
+            return math.inf
+        return float(state.inner.error) + self._truncation(state)
+
+    def finish(self, problem: Problem, state: MultiscaleState) -> Outcome:
+        while state.at > 0:  # stopped early: the potentials go down all the same
+            state = self._finer(state)
+        if self._stale(state):
+            state = self._searched(state)
+        part = replace(problem, geometry=state.geometry)
+        plan, f, g, _ = self._sinkhorn(problem).finish(part, state.inner)
+        kept = state.geometry.kept_share if isinstance(state.geometry, BlockSparse) else 1.0
+        stats: dict[str, Any] = {
+            "marginal_error": self.error(state),
+            "truncation_bound": self._truncation(state),
+            "kept_share": kept,
+            "searches": state.searches,
+            "iterations": list(state.iterations),
+        }
+        return Outcome(plan, f, g, stats)
+
+    def _sinkhorn(self, problem: Problem) -> Sinkhorn:
+        """The iteration at one scale; what is left of the tolerance is for the pairs that are dropped."""
+        tol = Sinkhorn(tol=self.tol)._tol(problem)
+        return Sinkhorn(tol=(1 - 2 * _TRUNCATION) * tol, max_iter=self.max_iter, relaxation=self.relaxation)
+
+    # -- scales ----------------------------------------------------------------------------------------------
+
+    def _scales(self, problem: Problem) -> list[_Scale]:
+        """The problem itself and its coarse copies, finest first."""
+        assert problem.epsilon is not None
+        weights = _padded(problem.a), _padded(problem.b)
+        if max(problem.shape) <= self.coarsest:
+            return [_Scale(problem, weights, None)]
+        whole = ClusteredCloud(check_cloud(problem.geometry), self.size)
+        out = [_Scale(problem, weights, whole)]
+        trees, depths = (whole.rows, whole.cols), [None, None]
+        while max(out[-1].problem.shape) > self.coarsest:
+            for side, tree in enumerate(trees):
+                if out[-1].problem.shape[side] > self.coarsest:
+                    last = depths[side]
+                    depths[side] = tree.deepest if last is None else last - _BRANCHING
+            coarse, loss = whole.coarse((depths[0], depths[1]), problem.a, problem.b)
+            a, b = whole.sums((depths[0], depths[1]), problem.a, problem.b)
+            epsilon = problem.epsilon.clamp(min=_RESOLUTION * loss)
+            weights = whole.sums((depths[0], depths[1]), *out[0].weights)
+            out.append(_Scale(replace(problem, geometry=coarse.cloud, a=a, b=b, epsilon=epsilon), weights, coarse))
+        return out
+
+    def _done(self, state: MultiscaleState) -> bool:
+        """Whether a coarse scale has given what it can."""
+        tol = self._sinkhorn(state.scales[0].problem).tol
+        assert tol is not None
+        return state.settled >= _COARSE_ITERATIONS or float(state.inner.error) <= tol
+
+    def _finer(self, state: MultiscaleState) -> MultiscaleState:
+        """Potentials one scale down, by soft c-transforms of those of the clusters."""
+        coarse, fine = state.scales[state.at], state.scales[state.at - 1]
+        assert coarse.clustered is not None and fine.clustered is not None
+        problem, eps = coarse.problem, state.inner.level
+        kept = state.geometry.blocks if isinstance(state.geometry, BlockSparse) else None
+        down = fine.clustered.towards(coarse.clustered, kept)
+        across = fine.clustered.T.towards(coarse.clustered.T, None if kept is None else kept.T)
+        left, right = problem.marginals
+        f = left.prox(down.softmin(state.inner.g + eps * log_weights(problem.b), eps), eps)
+        g = right.prox(across.softmin(state.inner.f + eps * log_weights(problem.a), eps), eps)
+        inner = replace(self._sinkhorn(problem), f=f, g=g).init(fine.problem)
+        assert fine.problem.epsilon is not None
+        inner = inner._replace(epsilon=Halving().next(eps, fine.problem.epsilon))
+        state = state._replace(at=state.at - 1, inner=inner, settled=0, iterations=(*state.iterations, 0), searches=0)
+        return self._searched(state)
+
+    # -- pairs -----------------------------------------------------------------------------------------------
+
+    def _budget(self, scale: _Scale) -> float:
+        """The log of the mass that dropped pairs may have."""
+        tol = Sinkhorn(tol=self.tol)._tol(scale.problem)
+        return math.log(_TRUNCATION * tol * float(scale.problem.a.sum()))
+
+    def _searched(self, state: MultiscaleState) -> MultiscaleState:
+        """Choose the pairs by the potentials as they are, with room for them to rise."""
+        scale, inner = state.scales[state.at], state.inner
+        reference = inner.f, inner.g, inner.epsilon
+        geometry: Geometry = scale.problem.geometry
+        log_dropped = -math.inf
+        if max(scale.problem.shape) > self.coarsest:
+            assert scale.clustered is not None
+            budget = math.exp(self._budget(scale) - _SLACK)
+            sparse = scale.clustered.heavy(inner.f, inner.g, float(inner.epsilon), *scale.weights, budget)
+            if sparse.kept_share <= _DENSE_SHARE:
+                geometry = sparse
+                log_dropped = math.log(sparse.dropped) if sparse.dropped > 0 else -math.inf
+        return state._replace(
+            geometry=geometry, log_dropped=log_dropped, reference=reference, searches=state.searches + 1
+        )
+
+    def _log_dropped(self, state: MultiscaleState) -> float:
+        """The bound on the log of the dropped mass, for the potentials as they are."""
+        if state.log_dropped == -math.inf:
+            return -math.inf
+        f, g, epsilon = state.reference
+        rise = (state.inner.f - f).max() + (state.inner.g - g).max()
+        return state.log_dropped + max(0.0, float(rise / epsilon))
+
+    def _stale(self, state: MultiscaleState) -> bool:
+        """Whether the pairs have to be chosen anew."""
+        if isinstance(state.geometry, BlockSparse) and bool(state.inner.epsilon != state.reference[2]):
+            return True
+        return self._log_dropped(state) > self._budget(state.scales[state.at])
+
+    def _truncation(self, state: MultiscaleState) -> float:
+        """What dropped pairs can add to the marginal error."""
+        return 2 * math.exp(self._log_dropped(state)) / float(state.scales[state.at].problem.a.sum())
+
+
+def _padded(a: Tensor) -> Tensor:
+    """The masses, with an average one where there is none, so that potentials there come out right as well."""
+    massive = a > 0
+    return torch.where(massive, a, a.sum() / massive.sum())
