@@ -1,7 +1,7 @@
 """Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and dense torch, beside the ceilings.
 
     python benchmarks/kernels.py [--threads 1] [--size 20000] [--dims 3 16 64 512] [--dtypes float32 float64]
-                                 [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy]
+                                 [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy] [--blocks]
 
 Every candidate gets the same inputs: c = ||x - y||^2 of standard Gaussian clouds, epsilon = 0.05 * mean cost; errors
 are those of 64 rows against float64, relative to the mean of the answer. The time is the best of several calls after
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from brenier import PointCloud, _native
-from brenier.kernels.engine import use_engine
+from brenier.kernels import engine as kernels
+from brenier.kernels.engine import Pairs, use_engine
 
 
 def processor() -> str:
@@ -148,6 +149,45 @@ def accuracy() -> None:
             print(f"{cost:12} d={d:<3} " + "   ".join(cells))
 
 
+def blocks(n: int, rounds: int) -> None:
+    """Print how much longer the same pairs take in blocks: all of them, and every other one as on a chessboard."""
+    gen = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=gen) for _ in range(2))
+    f, h = x[:, 0].clone(), y[:, 0].clone()
+    operations: dict[str, Callable[[Pairs], Any]] = {
+        "softmin": lambda p: kernels.softmin(p, h, 0.3),
+        "cmin": lambda p: kernels.cmin(p, h),
+        "moments": lambda p: kernels.row_moments(p, f, h, 0.6, h),
+    }
+    print(f"n = m = {n}, d = 3, float32: time of a pair in blocks over that without")
+    for size, regular in ((32, True), (32, False), (64, False), (128, True), (128, False), (256, False)):
+        steps = torch.full((n,), size) if regular else torch.randint(size, 2 * size, (n,), generator=gen)
+        inside = steps.cumsum(0)
+        starts = torch.cat([torch.tensor([0]), inside[inside < n], torch.tensor([n])])
+        count = starts.numel() - 1
+        every = torch.ones(count, count, dtype=torch.bool)
+        patterns = {"none": None, "all": every, "half": (torch.arange(count)[:, None] + torch.arange(count)) % 2 == 0}
+        candidates = {}
+        for name, there in patterns.items():
+            pattern = None
+            if there is not None:
+                indptr = torch.cat([torch.tensor([0]), there.sum(1).cumsum(0)])
+                pattern = kernels.Blocks(starts, starts, indptr, there.nonzero()[:, 1])
+            number = n * n if pattern is None else pattern.pairs
+            candidates[name] = number, Pairs((x,), (y,), lambda u, v: -(u[0] @ v[0].mT), (n, n), "dot", pattern)
+        name = str(size) if regular else f"{size} to {2 * size - 1}"
+        text = f"blocks of {name:10}"
+        for operation, call in operations.items():
+            best = dict.fromkeys(candidates, float("inf"))
+            for _ in range(rounds):
+                for name, (number, pairs) in candidates.items():
+                    start = time.perf_counter()
+                    call(pairs)
+                    best[name] = min(best[name], (time.perf_counter() - start) / number)
+            text += f"   {operation}: all {best['all'] / best['none']:.2f}, half {best['half'] / best['none']:.2f}"
+        print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -159,10 +199,13 @@ def main() -> None:
     parser.add_argument("--simd", choices=_native.simd_levels(), default=_native.simd_levels()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--accuracy", action="store_true", help="print errors instead of speeds")
+    parser.add_argument("--blocks", action="store_true", help="print what blocks cost instead")
     args = parser.parse_args()
     if args.accuracy:
         return accuracy()
     torch.set_num_threads(args.threads)
+    if args.blocks:
+        return blocks(args.size // 4, 20 * args.rounds)
     _native.set_simd(args.simd)
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {args.simd}, torch {torch.__version__}")
     rates = {name: _native.rates(name == "float64") for name in args.dtypes}

@@ -60,6 +60,21 @@ void set_simd(const std::string& name) {
     throw std::invalid_argument("simd: expected a level of simd_levels(), got " + name);
 }
 
+// Numbers of row blocks, column blocks and entries, row_starts, col_starts, indptr, cols: see kernels/native.py.
+Blocks blocks_at(const std::int64_t* at, std::int64_t length, std::int64_t n, std::int64_t m) {
+    if (length < 6 || at[0] < 0 || at[1] < 0 || at[2] < 0 || length != 6 + 2 * at[0] + at[1] + at[2]) {
+        throw std::invalid_argument("pairwise: expected blocks as kernels/native.py packs them");
+    }
+    Blocks b{at[0], at[1], at + 3, nullptr, nullptr, nullptr};
+    b.col_starts = b.row_starts + b.rows + 1;
+    b.indptr = b.col_starts + b.cols + 1;
+    b.listed = b.indptr + b.rows + 1;
+    if (b.row_starts[b.rows] != n || b.col_starts[b.cols] != m) {
+        throw std::invalid_argument("pairwise: expected blocks of as many rows and columns as there are");
+    }
+    return b;
+}
+
 template <class T>
 void call(int op, int kind, const std::vector<std::int64_t>& sizes, const std::vector<std::uintptr_t>& at,
           const std::vector<std::int64_t>& step, int threads) {
@@ -79,14 +94,19 @@ void call(int op, int kind, const std::vector<std::int64_t>& sizes, const std::v
     }
     const Steps steps{step[0], step[1], step[2], step[3], step[4], step[5], step[6], step[7], step[8]};
     const Engine<T>& engine = engines<T>()[chosen];
+    if (at[11]) {
+        const Blocks blocks = blocks_at(reinterpret_cast<const std::int64_t*>(at[11]), sizes[6], t.n, t.m);
+        nb::gil_scoped_release release;
+        return pairwise(t, blocks, steps.epsilon, threads, engine);
+    }
     nb::gil_scoped_release release;
     pairwise(t, steps, sizes[0], threads, engine);
 }
 
 void pairwise_call(int op, int kind, bool is_double, const std::vector<std::int64_t>& sizes,
                    const std::vector<std::uintptr_t>& at, const std::vector<std::int64_t>& step, int threads) {
-    if (sizes.size() != 6 || at.size() != 11 || step.size() != 9) {
-        throw std::invalid_argument("pairwise: expected 6 sizes, 11 addresses and 9 steps");
+    if (sizes.size() != 7 || at.size() != 12 || step.size() != 9) {
+        throw std::invalid_argument("pairwise: expected 7 sizes, 12 addresses and 9 steps");
     }
     if (is_double) {
         call<double>(op, kind, sizes, at, step, threads);

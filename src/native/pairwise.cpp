@@ -124,6 +124,50 @@ void pairwise(const Task<T>& first, const Steps& steps, int64_t count, int threa
     }
 }
 
+template <class T>
+void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, int threads, const Engine<T>& engine) {
+    if (whole.n <= 0) return;
+    struct Item {
+        int64_t block, begin, end;
+    };
+    std::vector<int64_t> met(blocks.rows);  // columns of each row block
+    int64_t pairs = 0;
+    for (int64_t r = 0; r < blocks.rows; ++r) {
+        for (int64_t i = blocks.indptr[r]; i < blocks.indptr[r + 1]; ++i) {
+            met[r] += blocks.col_starts[blocks.listed[i] + 1] - blocks.col_starts[blocks.listed[i]];
+        }
+        pairs += met[r] * (blocks.row_starts[r + 1] - blocks.row_starts[r]);
+    }
+    threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, pairs / kPairsPerThread)));
+    // tasks of about the same number of pairs, several for each thread
+    const int64_t tile = engine.row_tile, share = pairs / (4 * threads) + 1;
+    std::vector<Item> items;
+    for (int64_t r = 0; r < blocks.rows; ++r) {
+        const int64_t wanted = threads == 1 ? kRows : std::min(kRows, share / std::max<int64_t>(1, met[r]) + 1);
+        const int64_t rows = (wanted + tile - 1) / tile * tile, stop = blocks.row_starts[r + 1];
+        for (int64_t i = blocks.row_starts[r]; i < stop; i += rows) items.push_back({r, i, std::min(stop, i + rows)});
+    }
+    Task<T> task = whole;
+    task.list = {blocks.col_starts, nullptr, nullptr, 0};
+    const auto packed = allocate(engine.packed_size(task) * static_cast<int64_t>(sizeof(T)));
+    T* const columns = static_cast<T*>(packed.get());
+    engine.pack(task, columns);
+    const int64_t bytes = engine.scratch_size(task, std::min(task.n, kRows));
+    std::vector<std::unique_ptr<void, Free>> scratch(threads);
+    spread(static_cast<int64_t>(items.size()), threads, [&](int thread, int64_t i) {
+        if (!scratch[thread]) scratch[thread] = allocate(bytes);
+        const Item& item = items[i];
+        Task<T> part = task;
+        const int64_t *const listed = blocks.listed + blocks.indptr[item.block],
+                      *const end = blocks.listed + blocks.indptr[item.block + 1];
+        part.list = {blocks.col_starts, listed, end, met[item.block]};
+        if (part.epsilon) part.epsilon += item.block * epsilon_step;
+        engine.run(part, columns, item.begin, item.end, scratch[thread].get());
+    });
+}
+
+template void pairwise<float>(const Task<float>&, const Blocks&, int64_t, int, const Engine<float>&);
+template void pairwise<double>(const Task<double>&, const Blocks&, int64_t, int, const Engine<double>&);
 template void pairwise<float>(const Task<float>&, const Steps&, int64_t, int, const Engine<float>&);
 template void pairwise<double>(const Task<double>&, const Steps&, int64_t, int, const Engine<double>&);
 

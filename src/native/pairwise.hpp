@@ -16,6 +16,20 @@ enum class Op {
 
 enum class Kind { dot, l1, l2, linf };  // c = -<x, y>, |x - y|_1, |x - y|_2, |x - y|_inf
 
+// Which pairs there are: row block r, rows row_starts[r] to row_starts[r + 1], meets the column blocks
+// cols[indptr[r]], ..., cols[indptr[r + 1] - 1], ascending.
+struct Blocks {
+    std::int64_t rows, cols;  // row blocks and column blocks
+    const std::int64_t *row_starts, *col_starts, *indptr, *listed;
+};
+
+// The column blocks that the rows of a task meet; all columns when `starts` is absent.
+struct List {
+    const std::int64_t* starts;  // of all column blocks
+    const std::int64_t *begin, *end;
+    std::int64_t columns;  // in sum
+};
+
 // One problem; every array is dense and row-major.
 template <class T>
 struct Task {
@@ -36,6 +50,7 @@ struct Task {
     T* out;            // (n,) or (n, k)
     T* cost;           // (n,), the second result of `moments`
     std::int64_t* index;
+    List list;
 };
 
 // One translation unit per instruction set fills one of these per number type.
@@ -44,7 +59,7 @@ struct Engine {
     const char* name;
     std::int64_t row_tile;                                          // tasks are cut at multiples of this
     std::int64_t (*packed_size)(const Task<T>&);                    // numbers: O(m (d + k + r))
-    std::int64_t (*scratch_size)(const Task<T>&, std::int64_t rows);  // bytes: O(rows k)
+    std::int64_t (*scratch_size)(const Task<T>&, std::int64_t rows);  // bytes: O(rows k), and a block of columns
     void (*pack)(const Task<T>&, T* packed);
     void (*run)(const Task<T>&, const T* packed, std::int64_t begin, std::int64_t end, void* scratch);
     // For the accuracy table and the ceilings of the benchmark: 2^x, and about so many of one operation and no more.
@@ -71,5 +86,10 @@ struct Steps {
 
 template <class T>
 void pairwise(const Task<T>& first, const Steps& steps, std::int64_t count, int threads, const Engine<T>& engine);
+
+// One problem over some of its pairs. `epsilon_step`: 1 where there is one epsilon for each row block, else 0.
+template <class T>
+void pairwise(const Task<T>& whole, const Blocks& blocks, std::int64_t epsilon_step, int threads,
+              const Engine<T>& engine);
 
 }  // namespace brenier

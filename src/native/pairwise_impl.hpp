@@ -5,8 +5,10 @@
 // sides), then one line per coordinate. A tile is R rows against one panel; its R * C accumulators stay in
 // registers while the coordinates stream by, and the exponentials follow at once. Panels are visited in blocks that
 // fit the cache, each block by all rows of the task. Within a block sums are in T, from block to block in double.
+// Where a task meets only some columns, each block is first gathered from their panels, without gaps.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -58,16 +60,20 @@ struct Layout {
     using T = typename V::scalar;
     static constexpr int W = V::width, R = V::row_tile, C = V::col_tile, PW = W * C;
 
-    int64_t panels, direct, extra, panel, block;
+    int64_t panels, visited, direct, extra, panel, block;  // `visited`: panels that the rows of the task meet
     int64_t right, values, value_panels;  // offsets of the packed `right` and `vectors`, and panels of the latter
     int64_t size, state;                  // numbers of T packed; doubles of state per row
+    int64_t gathered;                     // numbers of T of a block gathered from a list
     double scale, unscale;                // costs times `scale` are exponents of two
+    double packed_scale;                  // what `pack` multiplies by; a list leaves it to the gathering
 
     explicit Layout(const Task<T>& t) {
         const bool gibbs = t.op == Op::softmin || t.op == Op::apply || t.op == Op::moments;
         unscale = gibbs ? double(*t.epsilon) * kLn2 : 1.0;
         scale = 1.0 / unscale;
+        packed_scale = t.list.starts ? 1.0 : scale;
         panels = (t.m + PW - 1) / PW;
+        visited = t.list.starts ? (t.list.columns + PW - 1) / PW : panels;
         const bool stored = t.op == Op::apply && (t.k > kDirect || t.r > 0);
         direct = t.op == Op::apply && !stored ? (t.k <= 2 ? t.k : kDirect) : 0;
         extra = 1 + direct + (t.op == Op::moments);
@@ -79,6 +85,7 @@ struct Layout {
         const int64_t per_column = (extra + t.d + t.r + value_panels * PW) * int64_t(sizeof(T));
         block = least(kBlockBytes / per_column, stored ? kStoredCols : kBlockCols) / PW;
         block = most(block, int64_t(1));
+        gathered = t.list.starts ? block * (panel + t.r * PW + value_panels * PW * PW) : 0;
         state = t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
     }
 };
@@ -93,7 +100,9 @@ int64_t scratch_size(const Task<typename V::scalar>& t, int64_t rows) {
     using L = Layout<V>;
     const L at(t);
     const int64_t stored = at.value_panels ? 2 * L::R * at.block * L::PW : 0;
-    return round_up(rows, L::R) * at.state * int64_t(sizeof(double)) + stored * int64_t(sizeof(typename V::scalar));
+    const int64_t origins = at.gathered && t.op == Op::cmin ? at.block * L::PW : 0;
+    return (round_up(rows, L::R) * at.state + origins) * int64_t(sizeof(double)) +
+           (stored + at.gathered) * int64_t(sizeof(typename V::scalar));
 }
 
 template <class V>
@@ -102,7 +111,7 @@ void pack(const Task<typename V::scalar>& t, typename V::scalar* packed) {
     using L = Layout<V>;
     const L at(t);
     // Distances are scaled after the fact: scaling the coordinates first would blur the difference of near points.
-    const double coordinate = t.kind == Kind::dot ? at.scale : 1.0;
+    const double coordinate = t.kind == Kind::dot ? at.packed_scale : 1.0;
     for (int64_t p = 0; p < at.panels; ++p) {
         T* line = packed + p * at.panel;
         const int64_t first = p * L::PW, some = least<int64_t>(L::PW, t.m - first);
@@ -114,7 +123,7 @@ void pack(const Task<typename V::scalar>& t, typename V::scalar* packed) {
         if (t.op == Op::matvec) {
             fill([&](int64_t j) { return t.vectors[j]; }, T(0));
         } else {  // a column beyond the last has no mass
-            fill([&](int64_t j) { return T(double(t.g[j]) * at.scale); }, T(-kInfinity));
+            fill([&](int64_t j) { return T(double(t.g[j]) * at.packed_scale); }, T(-kInfinity));
         }
         if (t.op == Op::moments) fill([&](int64_t j) { return t.term[j]; }, T(0));
         for (int64_t q = 0; q < at.direct; ++q) {
@@ -384,7 +393,7 @@ struct Product {
     }
 };
 
-// One task: rows [begin, end) of one problem, all columns.
+// One task: rows [begin, end) of one problem, and all columns or those of its list.
 template <class V, Kind K, int D>
 struct Runner {
     using T = typename V::scalar;
@@ -395,19 +404,101 @@ struct Runner {
     const L at;
     const T* packed;
     int64_t begin, end;
-    double* state;  // (rows, at.state)
-    T* kept;        // (R, columns of a block)
+    double* state;     // (rows, at.state)
+    int64_t* origins;  // the columns that were gathered, for cmin
+    T* kept;           // (R, columns of a block)
+    T* gathered;       // a block of columns from the list
+
+    // The block in use: its panels, `right` and `vectors`, and the step between two panels of `vectors`.
+    const T *here = nullptr, *right = nullptr, *values = nullptr;
+    int64_t value_step = 0;
+    // The next column of the list.
+    const int64_t* listed;
+    int64_t column = 0, stop = 0;
 
     Runner(const Task<T>& t, const T* packed, int64_t begin, int64_t end, void* scratch)
         : task(t), at(t), packed(packed), begin(begin), end(end), state(static_cast<double*>(scratch)),
-          kept(reinterpret_cast<T*>(state + round_up(end - begin, R) * at.state)) {}
+          origins(reinterpret_cast<int64_t*>(state + round_up(end - begin, R) * at.state)),
+          kept(reinterpret_cast<T*>(origins + (at.gathered && t.op == Op::cmin ? at.block * PW : 0))),
+          gathered(kept + (at.value_panels ? 2 * R * at.block * PW : 0)), listed(t.list.begin) {}
 
     // body(first row of the group, its state, first panel, number of panels)
     template <class Body>
     void blocks(Body body) {
-        for (int64_t p = 0; p < at.panels; p += at.block) {
-            const int64_t count = least(at.block, at.panels - p);
+        for (int64_t p = 0; p < at.visited; p += at.block) {
+            const int64_t count = least(at.block, at.visited - p);
+            if (at.gathered) {
+                gather(count);
+            } else {
+                here = packed + p * at.panel;
+                right = packed + at.right + p * task.r * PW;
+                values = packed + at.values + p * PW * PW;
+                value_step = at.panels * PW * PW;
+            }
             for (int64_t i = begin; i < end; i += R) body(i, state + (i - begin) * at.state, p, count);
+        }
+    }
+
+    // The next columns of the list, in panels without gaps.
+    void gather(int64_t count) {
+        here = gathered;
+        T* const to_right = gathered + count * at.panel;
+        T* const to_values = to_right + count * task.r * PW;
+        right = to_right, values = to_values;
+        value_step = count * PW * PW;
+        const T factor = T(at.scale), coordinate = task.kind == Kind::dot ? factor : T(1);
+        const int64_t lines = at.panel / PW;
+        int64_t filled = 0;
+        while (filled < count * PW && next()) {
+            const int64_t p = column / PW, lane = column % PW, q = filled / PW, place = filled % PW;
+            const int64_t some = least(stop - column, PW - most(lane, place));
+            const T* from = packed + p * at.panel + lane;
+            T* to = gathered + q * at.panel + place;
+            for (int64_t l = 0; l < lines; ++l, from += PW, to += PW) {
+                const T by = l >= at.extra ? coordinate : l == 0 && task.op != Op::matvec ? factor : T(1);
+                copy(from, to, some, by);
+            }
+            from = packed + at.right + p * task.r * PW + lane;
+            to = to_right + q * task.r * PW + place;
+            for (int64_t l = 0; l < task.r; ++l, from += PW, to += PW) copy(from, to, some, T(1));
+            for (int64_t v = 0; v < at.value_panels; ++v) {
+                from = packed + at.values + (v * at.panels * PW + column) * PW;
+                std::copy_n(from, some * PW, to_values + v * value_step + filled * PW);
+            }
+            if (task.op == Op::cmin) {
+                for (int64_t j = 0; j < some; ++j) origins[filled + j] = column + j;
+            }
+            column += some, filled += some;
+        }
+        if (const int64_t place = filled % PW) {  // only at the end: what is left of the panel has no mass
+            const int64_t q = filled / PW;
+            T* to = gathered + q * at.panel;
+            std::fill(to + place, to + PW, task.op == Op::matvec ? T(0) : T(-kInfinity));
+            for (int64_t l = 1; l < lines; ++l) std::fill(to + l * PW + place, to + (l + 1) * PW, T(0));
+            to = to_right + q * task.r * PW;
+            for (int64_t l = 0; l < task.r; ++l) std::fill(to + l * PW + place, to + (l + 1) * PW, T(0));
+            for (int64_t v = 0; v < at.value_panels; ++v) {
+                to = to_values + v * value_step + q * PW * PW;
+                std::fill(to + place * PW, to + PW * PW, T(0));
+            }
+        }
+    }
+
+    // Moves on to the next column block with columns, taking those that follow without a gap with it.
+    bool next() {
+        const int64_t* const starts = task.list.starts;
+        while (column == stop && listed != task.list.end) {
+            column = starts[*listed], stop = starts[*listed + 1];
+            while (++listed != task.list.end && starts[*listed] == stop) stop = starts[*listed + 1];
+        }
+        return column < stop;
+    }
+
+    static BRENIER_INLINE void copy(const T* from, T* to, int64_t some, T by) {
+        if (some == PW) {
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA { (V::load(from + c * W) * V::set1(by)).store(to + c * W); });
+        } else {
+            for (int64_t j = 0; j < some; ++j) to[j] = from[j] * by;
         }
     }
 
@@ -415,10 +506,10 @@ struct Runner {
     int64_t row(int64_t i, int r) const { return least(i + r, task.n - 1); }
 
     template <class U>
-    BRENIER_INLINE void tiles(int64_t i, int64_t p, int64_t count, U& use) const {
+    BRENIER_INLINE void tiles(int64_t i, int64_t count, U& use) const {
         const T* rows[R];
         for (int r = 0; r < R; ++r) rows[r] = task.rows + row(i, r) * task.d;
-        sweep<V, K, D, U::fold>(rows, task.d, packed + p * at.panel, at.extra, at.panel, count, use);
+        sweep<V, K, D, U::fold>(rows, task.d, here, at.extra, at.panel, count, use);
     }
 
     template <class U>
@@ -441,10 +532,10 @@ struct Runner {
             double sums[R];
             bool again[R];
             for (int r = 0; r < R; ++r) again[r] = true;
-            if (p == 0) raise(i, s, p, 1, again);
-            if (!sum_block(i, s, p, count, sums, again)) {
-                raise(i, s, p, count, again);
-                sum_block(i, s, p, count, sums, again);
+            if (p == 0) raise(i, s, 1, again);
+            if (!sum_block(i, s, count, sums, again)) {
+                raise(i, s, count, again);
+                sum_block(i, s, count, sums, again);
             }
             for (int r = 0; r < R; ++r) s[2 * r + 1] += sums[r];
         });
@@ -457,9 +548,9 @@ struct Runner {
 
     // Moves the shift up to the largest z of these panels; only where it is needed, so that what a row gives does not
     // depend on the rows beside it.
-    void raise(int64_t i, double* s, int64_t p, int64_t count, const bool (&needed)[R]) {
+    void raise(int64_t i, double* s, int64_t count, const bool (&needed)[R]) {
         Largest<V, K> use(T(at.scale));
-        tiles(i, p, count, use);
+        tiles(i, count, use);
         for (int r = 0; r < R; ++r) {
             const double top = greatest(use.best[r]);
             if (needed[r] && top > s[2 * r]) {
@@ -469,10 +560,10 @@ struct Runner {
         }
     }
 
-    bool sum_block(int64_t i, const double* s, int64_t p, int64_t count, double (&sums)[R], bool (&again)[R]) const {
+    bool sum_block(int64_t i, const double* s, int64_t count, double (&sums)[R], bool (&again)[R]) const {
         Sum<V, K, 0> use(T(at.scale));
         for (int r = 0; r < R; ++r) use.shift[r] = s[2 * r] > -kInfinity ? T(s[2 * r]) : T(0);
-        tiles(i, p, count, use);
+        tiles(i, count, use);
         bool good = true;
         for (int r = 0; r < R; ++r) {
             sums[r] = sum(use.total[r][0]);
@@ -487,7 +578,7 @@ struct Runner {
         for (int64_t i = begin; i < begin + round_up(end - begin, R); ++i) state[2 * (i - begin)] = -kInfinity;
         blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
             LargestAt<V, K> use;
-            tiles(i, p, count, use);
+            tiles(i, count, use);
             for (int r = 0; r < R; ++r) {
                 T best[W], where[W];
                 use.best[r].store(best);
@@ -497,7 +588,9 @@ struct Runner {
                     const double j = double(where[l]) * W + l;
                     if (best[l] > top || (best[l] == top && j < column)) top = best[l], column = j;
                 }
-                if (top > s[2 * r]) s[2 * r] = top, s[2 * r + 1] = column + double(p * PW);
+                if (!(top > s[2 * r])) continue;
+                s[2 * r] = top;
+                s[2 * r + 1] = at.gathered ? double(origins[int64_t(column)]) : column + double(p * PW);
             }
         });
         for (int64_t i = begin; i < end; ++i) {
@@ -509,10 +602,10 @@ struct Runner {
     template <int N>
     void apply_direct() {
         fill(0);
-        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+        blocks([&](int64_t i, double* s, int64_t, int64_t count) {
             Sum<V, K, N> use(T(at.scale));
             shift_by_f(i, use);
-            tiles(i, p, count, use);
+            tiles(i, count, use);
             for (int r = 0; r < R; ++r) {
                 for (int q = 0; q < N; ++q) s[r * N + q] += sum(use.total[r][q]);
             }
@@ -524,22 +617,20 @@ struct Runner {
 
     void apply_stored() {
         fill(0);
-        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+        blocks([&](int64_t i, double* s, int64_t, int64_t count) {
             const int64_t cols = count * PW;
             Store<V, K> use{{T(at.scale)}, {}, kept, cols};
             shift_by_f(i, use);
-            tiles(i, p, count, use);
+            tiles(i, count, use);
             const T* rows[R];
             if (task.r > 0) {
                 for (int r = 0; r < R; ++r) rows[r] = task.left + row(i, r) * task.r;
                 Weigh<V> weigh{kept, cols};
-                sweep<V, Kind::dot, 0, false>(rows, task.r, packed + at.right + p * task.r * PW, 0, task.r * PW, count,
-                                              weigh);
+                sweep<V, Kind::dot, 0, false>(rows, task.r, right, 0, task.r * PW, count, weigh);
             }
             for (int r = 0; r < R; ++r) rows[r] = kept + r * cols;
             AddTo<V> add{s, at.state};
-            sweep<V, Kind::dot, 0, false>(rows, cols, packed + at.values + p * PW * PW, 0, at.panels * PW * PW,
-                                          at.value_panels, add);
+            sweep<V, Kind::dot, 0, false>(rows, cols, values, 0, value_step, at.value_panels, add);
         });
         for (int64_t i = begin; i < end; ++i) {
             for (int64_t q = 0; q < task.k; ++q) task.out[i * task.k + q] = T(state[(i - begin) * at.state + q]);
@@ -548,10 +639,10 @@ struct Runner {
 
     void moments() {
         fill(0);
-        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+        blocks([&](int64_t i, double* s, int64_t, int64_t count) {
             Moments<V, K> use(T(at.scale), T(at.unscale));
             shift_by_f(i, use);
-            tiles(i, p, count, use);
+            tiles(i, count, use);
             for (int r = 0; r < R; ++r) {
                 s[2 * r] += sum(use.mass[r]);
                 s[2 * r + 1] += sum(use.cost[r]);
@@ -565,9 +656,9 @@ struct Runner {
 
     void matvec() {
         fill(0);
-        blocks([&](int64_t i, double* s, int64_t p, int64_t count) {
+        blocks([&](int64_t i, double* s, int64_t, int64_t count) {
             Product<V, K> use;
-            tiles(i, p, count, use);
+            tiles(i, count, use);
             for (int r = 0; r < R; ++r) s[r] += sum(use.total[r]);
         });
         for (int64_t i = begin; i < end; ++i) task.out[i] = T(state[i - begin]);

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from brenier import PointCloud
+from brenier import InvalidInput, PointCloud
 from brenier.kernels import engine, native, reference
 
 KINDS = {"dot": None, "l1": 1.0, "l2": 2.0, "linf": math.inf}
@@ -494,6 +494,184 @@ def test_the_exponential(dtype, bound):
             assert edge[5].isnan()
     finally:
         _native.set_simd(before)
+
+
+# Blocks
+
+
+def blocks_of(n, m, seed=0, share=0.5):
+    """A pattern with short, long and empty blocks, row blocks without columns, and columns that nobody meets."""
+    gen = torch.Generator().manual_seed(seed)
+
+    def starts(size):
+        cuts = torch.randint(0, size + 1, (9,), generator=gen)
+        return torch.cat([torch.tensor([0, size]), cuts, cuts[:2]]).sort().values
+
+    row_starts, col_starts = starts(n), starts(m)
+    there = torch.rand(row_starts.numel() - 1, col_starts.numel() - 1, generator=gen) < share
+    there[int(row_starts.diff().argmax())] = False
+    there[:, int(col_starts.diff().argmax())] &= torch.rand(there.shape[0], generator=gen) < 0.5
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), there.sum(1).cumsum(0)])
+    return reference.Blocks(row_starts, col_starts, indptr, there.nonzero()[:, 1]), there
+
+
+def masked(pairs, blocks, there):
+    """The cost in float64, infinite where there is no pair, and the row block of each row."""
+    row_of = torch.arange(there.shape[0]).repeat_interleave(blocks.row_starts.diff())
+    col_of = torch.arange(there.shape[1]).repeat_interleave(blocks.col_starts.diff())
+    return torch.where(there[row_of][:, col_of], wide(pairs, pairs.kind), torch.inf), row_of
+
+
+@engines
+@kinds
+@dtypes
+@pytest.mark.parametrize(("n", "m", "d", "seed"), [(83, 700, 3, 0), (130, 61, 2, 1), (300, 400, 17, 2), (5, 9, 1, 3)])
+@pytest.mark.parametrize("own", [False, True], ids=["one epsilon", "epsilons"])
+def test_blocks(name, kind, dtype, n, m, d, seed, own):
+    pairs, f, g = problem(kind, n, m, d, dtype, seed=seed)
+    blocks, there = blocks_of(n, m, seed)
+    assert blocks.shape == (n, m)
+    c, row_of = masked(pairs, blocks, there)
+    met = torch.isfinite(c)
+    assert blocks.pairs == blocks.T.pairs == int(met.sum())
+    g[3::7] = -torch.inf
+    pairs = pairs._replace(blocks=blocks)
+    sizes = torch.linspace(0.5, 2.0, there.shape[0], dtype=dtype) if own else torch.ones(())
+    epsilon = (sizes * 2 * d).to(dtype)
+    e = epsilon.double()[row_of].unsqueeze(-1) if own else epsilon.double()
+    z = (g.double() - c) / e
+    p = torch.exp(z + f.double().unsqueeze(-1) / e)
+    v = torch.randn(m, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    vd, unit_ = v.double(), unit(dtype)
+    size = size_of(pairs, f, g) * math.sqrt(d) + float(epsilon.max())
+    with engine.use_engine(name):
+        out = engine.softmin(pairs, g, epsilon)
+        values, index = engine.cmin(pairs, g)
+        plans = [engine.apply(pairs, f, g, epsilon, v[:, :k]) for k in (1, 3, 5)]
+        mass, price = engine.row_moments(pairs, f, g, epsilon, v[:, 0])
+        product = engine.matvec(pairs, v[:, 0])
+        rows, cols, reduced = engine.support(pairs, f, f.new_zeros(m), 0.5 * d, 4)
+        best = engine.smallest(pairs, f, f.new_zeros(m), 11)
+    exact = -e.reshape(-1) * torch.logsumexp(z, -1)
+    torch.testing.assert_close(out.double(), exact, rtol=4 * unit_, atol=4 * unit_ * size)
+    least = (c - g.double()).min(-1)
+    torch.testing.assert_close(values.double(), least.values, rtol=0, atol=8 * unit_ * size)
+    some = torch.isfinite(least.values)
+    chosen = (c - g.double()).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(chosen[some], least.values[some], rtol=0, atol=8 * unit_ * size)
+    assert (index[~some] == 0).all()
+    for plan in plans:
+        exact = p @ vd[:, : plan.shape[-1]]
+        assert ((plan.double() - exact).abs() <= 60 * unit_ * (p @ vd.abs())[:, : plan.shape[-1]]).all()
+    full = torch.where(met, c + vd[:, 0], 0)
+    assert ((mass.double() - p.sum(-1)).abs() <= 60 * unit_ * p.sum(-1)).all()
+    bound = (p * (torch.where(met, c, 0).abs() + vd[:, 0].abs())).sum(-1) * math.sqrt(d)
+    assert ((price.double() - (p * full).sum(-1)).abs() <= 60 * unit_ * bound).all()
+    c0 = torch.where(met, c, 0)
+    bound = (c0.abs() @ vd[:, 0].abs()).clamp(min=1) * math.sqrt(d)
+    assert ((product.double() - c0 @ vd[:, 0]).abs() <= 40 * unit_ * bound).all()
+    left = c - f.double().unsqueeze(-1)
+    assert (rows.diff() >= 0).all()
+    torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=8 * unit_ * size)
+    assert rows.bincount(minlength=n).tolist() == (left <= 0.5 * d).sum(-1).clamp(max=4).tolist()
+    kept = min(11, int(met.sum()))
+    smallest = left.flatten().sort().values[:kept]
+    torch.testing.assert_close(best[2].double(), smallest, rtol=0, atol=8 * unit_ * size)
+    torch.testing.assert_close(left[best[0], best[1]], smallest, rtol=0, atol=8 * unit_ * size)
+
+
+@engines
+@kinds
+def test_all_blocks_are_no_blocks(name, kind):
+    pairs, f, g = problem(kind, 200, 2500, 3, torch.float64)
+    starts = torch.tensor([0, 7, 130, 200]), torch.tensor([0, 1, 33, 33, 900, 2500])
+    every = torch.arange(5).repeat(3)
+    blocks = reference.Blocks(*starts, torch.arange(4) * 5, every)
+    v = torch.randn(2500, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with engine.use_engine(name):
+        for some in (pairs._replace(blocks=blocks), pairs._replace(blocks=blocks.T.T)):
+            torch.testing.assert_close(engine.softmin(some, g, 0.01), engine.softmin(pairs, g, 0.01))
+            assert torch.equal(engine.cmin(some, g)[1], engine.cmin(pairs, g)[1])
+            torch.testing.assert_close(engine.apply(some, f, g, 3.0, v), engine.apply(pairs, f, g, 3.0, v))
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["dot", "l2"])
+def test_threads_change_nothing_with_blocks(kind):
+    pairs, f, g = problem(kind, 1003, 1500, 3, torch.float32)
+    pairs = pairs._replace(blocks=blocks_of(1003, 1500)[0])
+    v = torch.randn(1500, 9, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            with engine.use_engine("native"):
+                results.append(
+                    (engine.softmin(pairs, g, 0.001), *engine.cmin(pairs, g), engine.apply(pairs, f, g, 1.0, v))
+                )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@engines
+@pytest.mark.parametrize("own", [False, True], ids=["one epsilon", "epsilons"])
+def test_gradients_with_blocks(name, own):
+    x, y, f, g, v, _ = leaves(6, 7, 2, 2)
+    diagonal = reference.Blocks.diagonal(torch.tensor([0, 2, 5, 6]), torch.tensor([0, 3, 4, 7]))
+    banded = reference.Blocks(*(torch.tensor(t) for t in ([0, 2, 4, 6], [0, 3, 7], [0, 2, 3, 3], [0, 1, 1])))
+    blocks = diagonal if own else banded
+    epsilon = torch.tensor([0.8, 1.1, 1.5] if own else 1.2, dtype=torch.float64, requires_grad=True)
+
+    def pairs(x, y):
+        return pairs_of("dot", x, y)._replace(blocks=blocks)
+
+    def softmin(x, y, g, epsilon):
+        out = engine.softmin(pairs(x, y), g, epsilon)
+        return out[torch.isfinite(out)]
+
+    def apply(x, y, f, g, v, epsilon):
+        return engine.apply(pairs(x, y), f, g, epsilon, v)
+
+    def moments(x, y, f, g, v, epsilon):
+        return engine.row_moments(pairs(x, y), f, g, epsilon, v[:, 0])
+
+    def minimum(x, y, g):
+        out = engine.cmin(pairs(x, y), g)[0]
+        return out[torch.isfinite(out)]
+
+    with engine.use_engine(name):
+        assert torch.autograd.gradcheck(softmin, (x, y, g, epsilon))
+        assert torch.autograd.gradgradcheck(softmin, (x, y, g, epsilon))
+        assert torch.autograd.gradcheck(apply, (x, y, f, g, v, epsilon))
+        assert torch.autograd.gradcheck(moments, (x, y, f, g, v, epsilon))
+        assert torch.autograd.gradcheck(minimum, (x, y, g))
+
+
+def test_blocks_refuse_nonsense():
+    good = {"row_starts": [0, 2, 4], "col_starts": [0, 3], "indptr": [0, 1, 1], "cols": [0]}
+    reference.Blocks(**{k: torch.tensor(v) for k, v in good.items()})
+    for field, wrong in (
+        ("row_starts", [1, 2, 4]),
+        ("row_starts", [0, 3, 2]),
+        ("indptr", [0, 1]),
+        ("indptr", [0, 1, 2]),
+        ("cols", [1]),
+        ("cols", [-1]),
+        ("cols", [0.0]),
+        ("col_starts", []),
+    ):
+        with pytest.raises(InvalidInput, match=f"blocks {'indptr' if field == 'indptr' else field}"):
+            reference.Blocks(**{k: torch.tensor(v) for k, v in (good | {field: wrong}).items()})
+    with pytest.raises(InvalidInput, match="ascending"):
+        reference.Blocks(*(torch.tensor(t) for t in ([0, 4], [0, 1, 2], [0, 2], [1, 0])))
+    pairs, _, h = problem("dot", 5, 6, 2, torch.float32)
+    blocks = reference.Blocks.diagonal(torch.tensor([0, 4]), torch.tensor([0, 6]))
+    if native.available():
+        with engine.use_engine("native"), pytest.raises(ValueError, match="as many rows and columns"):
+            engine.softmin(pairs._replace(blocks=blocks), h, 1.0)
 
 
 # The choice

@@ -1,7 +1,8 @@
 """Picks the engine for each call: native where it can, the reference elsewhere. Same functions as `reference`.
 
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
-was built. Where a gradient is wanted it serves the kind "dot"; the other kinds go to the reference then.
+was built. Where a gradient is wanted it serves the kind "dot"; the other kinds go to the reference then. It takes
+`Pairs.blocks` too, in tensors without batch axes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import native, reference
-from .reference import Pairs, memory_budget, smallest, support
+from .reference import Blocks, Pairs, memory_budget, smallest, support
 
 __all__ = [
+    "Blocks",
     "Pairs",
     "apply",
     "cmin",
@@ -56,13 +58,18 @@ def _chosen() -> str:
     return "auto" if torch.compiler.is_compiling() else _choice.get()
 
 
-def _native(pairs: Pairs, *others: Tensor | float, grad: bool = True) -> bool:
+def _recorded(pairs: Pairs, *others: Tensor) -> bool:
+    """Whether a gradient is wanted."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*pairs.rows, *pairs.cols, *others))
+
+
+def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
     """Whether the native engine takes this call. `grad`: it has derivatives for the kind "dot"."""
     choice = _chosen()
     if choice == "reference":
         return False
-    tensors = [*pairs.rows, *pairs.cols, *(t for t in others if isinstance(t, Tensor))]
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    tensors = [*pairs.rows, *pairs.cols, *others]
+    wanted = _recorded(pairs, *others)
     first = tensors[0]
     serves = (
         native.available()
@@ -84,50 +91,90 @@ def _epsilon(epsilon: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
 
 
+def _how(pairs: Pairs) -> tuple[str, Tensor | None, Tensor | None]:
+    """The last arguments of a native operator."""
+    blocks = pairs.blocks
+    return (pairs.kind, None, None) if blocks is None else (pairs.kind, blocks.packed, blocks.T.packed)
+
+
+def _has_gradient(pairs: Pairs, epsilon: Tensor) -> bool:
+    """False where the columns of one block meet rows of several epsilons."""
+    return pairs.blocks is None or epsilon.dim() == 0 or pairs.blocks.is_diagonal
+
+
+def _apart(pairs: Pairs, epsilon: Tensor, *others: Tensor) -> bool:
+    """Whether a gradient is wanted where each row block, of a diagonal, has an epsilon of its own."""
+    return pairs.blocks is not None and epsilon.dim() == 1 and _recorded(pairs, epsilon, *others)
+
+
+class _Divided:
+    """Many problems divided each by its epsilon, so that all have epsilon 1: the operators differentiate for one."""
+
+    def __init__(self, pairs: Pairs, epsilon: Tensor) -> None:
+        blocks = pairs.blocks
+        assert blocks is not None
+        self.per_row, self.per_col = (
+            epsilon.repeat_interleave(starts.diff().to(epsilon.device))
+            for starts in (blocks.row_starts, blocks.col_starts)
+        )
+        self.pairs = pairs._replace(rows=(pairs.rows[0] / self.per_row.unsqueeze(-1),))
+
+    @staticmethod
+    def potential(h: Tensor, per_line: Tensor) -> Tensor:
+        finite = torch.isfinite(h)  # -inf stays, without a derivative in epsilon
+        return torch.where(finite, torch.where(finite, h, 0) / per_line, h)
+
+
 def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
     """See `reference.softmin`."""
     epsilon = _epsilon(epsilon, h)
-    if not _native(pairs, h, epsilon):
+    if not _native(pairs, h, epsilon, grad=_has_gradient(pairs, epsilon)):
         return reference.softmin(pairs, h, epsilon)
-    return native.softmin(pairs.rows[0], pairs.cols[0], h, epsilon, pairs.kind)
+    if _apart(pairs, epsilon, h):
+        one = _Divided(pairs, epsilon)
+        return one.per_row * softmin(one.pairs, one.potential(h, one.per_col), 1.0)
+    return native.softmin(pairs.rows[0], pairs.cols[0], h, epsilon, *_how(pairs))
 
 
 def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.cmin`."""
     if not _native(pairs, h):
         return reference.cmin(pairs, h)
-    return native.cmin(pairs.rows[0], pairs.cols[0], h, pairs.kind)
+    return native.cmin(pairs.rows[0], pairs.cols[0], h, *_how(pairs))
 
 
 def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor) -> Tensor:
     """See `reference.apply`."""
     epsilon = _epsilon(epsilon, f)
-    if not _native(pairs, f, g, epsilon, v):
+    if not _native(pairs, f, g, epsilon, v, grad=_has_gradient(pairs, epsilon)):
         return reference.apply(pairs, f, g, epsilon, v)
-    return native.apply(pairs.rows[0], pairs.cols[0], f, g, epsilon, v, pairs.kind)
+    if _apart(pairs, epsilon, f, g, v):
+        one = _Divided(pairs, epsilon)
+        return apply(one.pairs, one.potential(f, one.per_row), one.potential(g, one.per_col), 1.0, v)
+    return native.apply(pairs.rows[0], pairs.cols[0], f, g, epsilon, v, *_how(pairs))
 
 
 def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.row_moments`."""
     epsilon = _epsilon(epsilon, f)
-    if not _native(pairs, f, g, epsilon, col_term):
+    if not _native(pairs, f, g, epsilon, col_term, grad=_has_gradient(pairs, epsilon)):
         return reference.row_moments(pairs, f, g, epsilon, col_term)
     rows, cols = pairs.rows[0], pairs.cols[0]
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (rows, cols, f, g, epsilon, col_term))):
-        return native.row_moments(rows, cols, f, g, epsilon, col_term, pairs.kind)
+    if not _recorded(pairs, f, g, epsilon, col_term):
+        return native.row_moments(rows, cols, f, g, epsilon, col_term, *_how(pairs))
     batch = torch.broadcast_shapes(cols.shape[:-2], col_term.shape[:-1])
     term = col_term.expand(*batch, -1).unsqueeze(-1)
     vectors = torch.cat([torch.ones_like(term), term, cols.expand(*batch, *cols.shape[-2:])], -1)
-    sums = native.apply(rows, cols, f, g, epsilon, vectors, pairs.kind)
+    sums = apply(pairs, f, g, epsilon, vectors)
     return sums[..., 0], sums[..., 1] - (rows * sums[..., 2:]).sum(-1)
 
 
 def matvec(pairs: Pairs, v: Tensor) -> Tensor:
     """See `reference.matvec`. For the kind "dot" it is two small products, on any device."""
-    if pairs.kind == "dot" and _chosen() != "reference":
+    if pairs.kind == "dot" and pairs.blocks is None and _chosen() != "reference":
         rows, cols, v64 = pairs.rows[0], pairs.cols[0], v.to(torch.float64)
         moment = cols.to(torch.float64).mT @ v64.unsqueeze(-1)
         return -(rows.to(torch.float64) @ moment).squeeze(-1).to(v.dtype)
     if not _native(pairs, v, grad=False):
         return reference.matvec(pairs, v)
-    return native.matvec(pairs.rows[0], pairs.cols[0], v, pairs.kind)
+    return native.matvec(pairs.rows[0], pairs.cols[0], v, *_how(pairs))

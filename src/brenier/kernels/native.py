@@ -13,6 +13,10 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 | `brenier::matvec` | sum_j c_ij v_j | none: for "dot" it is two small products |
 
 The gradient of one operator is made of others: no n x m memory in any pass.
+
+The last two arguments of all say which pairs there are (`reference.Blocks.packed`), seen from the rows and from the
+columns; then there are no batch axes, and epsilon is one number, or one for each row block where no gradient is wanted.
+With them softmin differentiates twice, apply once and weighted_apply never.
 """
 
 from __future__ import annotations
@@ -64,9 +68,11 @@ def _run(
     right: Tensor | None = None,  # (*batch, m, r)
     term: Tensor | None = None,  # (*batch, m)
     epsilon: Tensor | None = None,  # (*batch,)
+    blocks: tuple[_Blocks, ...] = (),  # `reference.Blocks.packed`; then no batch, and epsilon may be (row blocks,)
 ) -> tuple[Tensor, ...]:
     """Call the extension; batch axes broadcast."""
     inputs = (rows, cols, f, g, vectors, left, right, term, epsilon)
+    listed = blocks[0] if blocks else None
     lengths, d, dtype = (rows.shape[-2], cols.shape[-2]), rows.shape[-1], rows.dtype
     alone = True
     for t, (name, dims, side) in zip(inputs, _AXES):
@@ -79,13 +85,17 @@ def _run(
         alone = alone and t.dim() == dims
     if cols.shape[-1] != d or (left is not None and right is not None and left.shape[-1] != right.shape[-1]):
         raise ValueError("native kernels: expected the same number of coordinates on both sides")
+    if listed is not None and any(t.dim() > max(dims, 1) for t, (_, dims, _) in zip(inputs, _AXES) if t is not None):
+        raise ValueError("native kernels: expected no batch axes with blocks")
+    if listed is not None and epsilon is not None and epsilon.dim() and epsilon.numel() != int(listed[0]):
+        raise ValueError(f"native kernels: expected {int(listed[0])} numbers epsilon, got {epsilon.numel()}")
     shapes = [t.shape[: t.dim() - dims] for t, (_, dims, _) in zip(inputs, _AXES) if t is not None and not alone]
-    batch = torch.broadcast_shapes(*shapes) if shapes else torch.Size()
+    batch = torch.broadcast_shapes(*shapes) if shapes and listed is None else torch.Size()
     kept, addresses, steps = [], [], []  # `kept` stays alive until the call is over
     for t, (_, dims, _) in zip(inputs, _AXES):
         step = 0
         if t is not None:
-            t, step = (t.contiguous(), 0) if alone else _dense(t, batch, dims)
+            t, step = (t.contiguous(), t.dim() - dims) if alone or listed is not None else _dense(t, batch, dims)
             kept.append(t)
         addresses.append(0 if t is None else t.data_ptr())
         steps.append(step)
@@ -98,7 +108,8 @@ def _run(
         second = torch.empty((*batch, n), dtype=dtype if op == _MOMENTS else torch.int64)
     if out.numel() and m:
         addresses += [out.data_ptr(), 0 if second is None else second.data_ptr()]
-        sizes = [batch.numel(), n, m, d, k, r]
+        addresses.append(0 if listed is None else listed.data_ptr())
+        sizes = [batch.numel(), n, m, d, k, r, 0 if listed is None else listed.numel()]
         threads = torch.get_num_threads()
         assert _native is not None
         _native.pairwise(op, KINDS.index(kind), dtype == torch.float64, sizes, addresses, steps, threads)
@@ -113,42 +124,49 @@ def _run(
 
 _library = torch.library.Library("brenier", "DEF")
 _P = "Tensor rows, Tensor cols, "
-_library.define(f"softmin({_P}Tensor h, Tensor epsilon, str kind) -> Tensor")
-_library.define(f"cmin({_P}Tensor h, str kind) -> (Tensor, Tensor)")
-_library.define(f"apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor v, str kind) -> Tensor")
+_K = "str kind, Tensor? blocks=None, Tensor? back=None"  # which pairs there are, seen from the rows and the columns
+_library.define(f"softmin({_P}Tensor h, Tensor epsilon, {_K}) -> Tensor")
+_library.define(f"cmin({_P}Tensor h, {_K}) -> (Tensor, Tensor)")
+_library.define(f"apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor v, {_K}) -> Tensor")
 _library.define(
-    f"weighted_apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor left, Tensor right, Tensor v, str kind) -> Tensor"
+    f"weighted_apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor left, Tensor right, Tensor v, {_K}) -> Tensor"
 )
-_library.define(f"row_moments({_P}Tensor f, Tensor g, Tensor epsilon, Tensor term, str kind) -> (Tensor, Tensor)")
-_library.define(f"matvec({_P}Tensor v, str kind) -> Tensor")
+_library.define(f"row_moments({_P}Tensor f, Tensor g, Tensor epsilon, Tensor term, {_K}) -> (Tensor, Tensor)")
+_library.define(f"matvec({_P}Tensor v, {_K}) -> Tensor")
+
+_Blocks = Tensor | None  # the last two arguments, which need not be there
 
 
-def _softmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str) -> Tensor:
-    return _run(_SOFTMIN, kind, rows, cols, g=h, epsilon=epsilon)[0]
+def _softmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
+    return _run(_SOFTMIN, kind, rows, cols, g=h, epsilon=epsilon, blocks=blocks)[0]
 
 
-def _cmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, kind: str) -> tuple[Tensor, ...]:
-    return _run(_CMIN, kind, rows, cols, g=h)
+def _cmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, kind: str, *blocks: _Blocks) -> tuple[Tensor, ...]:
+    return _run(_CMIN, kind, rows, cols, g=h, blocks=blocks)
 
 
-def _apply_cpu(rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str) -> Tensor:
-    return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, vectors=v)[0]
+def _apply_cpu(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str, *blocks: _Blocks
+) -> Tensor:
+    return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, vectors=v, blocks=blocks)[0]
 
 
 def _weighted_apply_cpu(
-    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
-) -> Tensor:
-    return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, left=left, right=right, vectors=v)[0]
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor,
+    kind: str, *blocks: _Blocks,
+) -> Tensor:  # fmt: skip
+    out = _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, left=left, right=right, vectors=v, blocks=blocks)
+    return out[0]
 
 
 def _row_moments_cpu(
-    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str, *blocks: _Blocks
 ) -> tuple[Tensor, ...]:
-    return _run(_MOMENTS, kind, rows, cols, f=f, g=g, epsilon=epsilon, term=term)
+    return _run(_MOMENTS, kind, rows, cols, f=f, g=g, epsilon=epsilon, term=term, blocks=blocks)
 
 
-def _matvec_cpu(rows: Tensor, cols: Tensor, v: Tensor, kind: str) -> Tensor:
-    return _run(_MATVEC, kind, rows, cols, vectors=v.unsqueeze(-1))[0]
+def _matvec_cpu(rows: Tensor, cols: Tensor, v: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
+    return _run(_MATVEC, kind, rows, cols, vectors=v.unsqueeze(-1), blocks=blocks)[0]
 
 
 for _name, _function in (
@@ -177,34 +195,42 @@ def _row_shape(rows: Tensor, cols: Tensor, *others: tuple[Tensor, int]) -> tuple
     return (*torch.broadcast_shapes(*batches), rows.shape[-2])
 
 
-def _softmin_fake(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str) -> Tensor:
-    return rows.new_empty(_row_shape(rows, cols, (h, 1), (epsilon, 0)))
+def _problems(epsilon: Tensor, blocks: tuple[_Blocks, ...]) -> tuple[tuple[Tensor, int], ...]:
+    """Epsilon as it counts for the batch: with blocks it may be one for each, which is no batch."""
+    return () if blocks and blocks[0] is not None else ((epsilon, 0),)
 
 
-def _cmin_fake(rows: Tensor, cols: Tensor, h: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def _softmin_fake(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
+    return rows.new_empty(_row_shape(rows, cols, (h, 1), *_problems(epsilon, blocks)))
+
+
+def _cmin_fake(rows: Tensor, cols: Tensor, h: Tensor, kind: str, *blocks: _Blocks) -> tuple[Tensor, Tensor]:
     shape = _row_shape(rows, cols, (h, 1))
     return rows.new_empty(shape), rows.new_empty(shape, dtype=torch.int64)
 
 
-def _apply_fake(rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str) -> Tensor:
-    return rows.new_empty((*_row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (v, 2)), v.shape[-1]))
+def _apply_fake(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str, *blocks: _Blocks
+) -> Tensor:
+    return rows.new_empty((*_row_shape(rows, cols, (f, 1), (g, 1), *_problems(epsilon, blocks), (v, 2)), v.shape[-1]))
 
 
 def _weighted_apply_fake(
-    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
-) -> Tensor:
-    shape = _row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (left, 2), (right, 2), (v, 2))
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor,
+    kind: str, *blocks: _Blocks,
+) -> Tensor:  # fmt: skip
+    shape = _row_shape(rows, cols, (f, 1), (g, 1), *_problems(epsilon, blocks), (left, 2), (right, 2), (v, 2))
     return rows.new_empty((*shape, v.shape[-1]))
 
 
 def _row_moments_fake(
-    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str, *blocks: _Blocks
 ) -> tuple[Tensor, Tensor]:
-    shape = _row_shape(rows, cols, (f, 1), (g, 1), (epsilon, 0), (term, 1))
+    shape = _row_shape(rows, cols, (f, 1), (g, 1), *_problems(epsilon, blocks), (term, 1))
     return rows.new_empty(shape), rows.new_empty(shape)
 
 
-def _matvec_fake(rows: Tensor, cols: Tensor, v: Tensor, kind: str) -> Tensor:
+def _matvec_fake(rows: Tensor, cols: Tensor, v: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
     return rows.new_empty(_row_shape(rows, cols, (v, 1)))
 
 
@@ -227,6 +253,18 @@ def _only_dot(kind: str) -> None:
         raise NotImplementedError(f"native kernels: gradients expect the kind 'dot', got {kind!r}. Use the reference.")
 
 
+def _seen(ctx: Any) -> tuple[str, _Blocks, _Blocks]:
+    """The last arguments of an operator that sees the pairs as this one."""
+    blocks, back, *_ = ctx.saved_tensors
+    return ctx.kind, blocks, back
+
+
+def _seen_back(ctx: Any) -> tuple[str, _Blocks, _Blocks]:
+    """The last arguments of an operator whose rows are the columns of this one."""
+    blocks, back, *_ = ctx.saved_tensors
+    return ctx.kind, back, blocks
+
+
 def _finite(t: Tensor) -> Tensor:
     """Entries without mass count for nothing, where 0 * -inf would be NaN."""
     return torch.where(torch.isfinite(t), t, 0)
@@ -238,30 +276,30 @@ def _fit(gradient: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _save_softmin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kind = inputs
-    ctx.save_for_backward(*tensors, output)
+    *tensors, ctx.kind, blocks, back = inputs
+    ctx.save_for_backward(blocks, back, *tensors, output)
 
 
 def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _only_dot(ctx.kind)
-    rows, cols, h, epsilon, out = ctx.saved_tensors
+    _, _, rows, cols, h, epsilon, out = ctx.saved_tensors
     f = torch.where(torch.isfinite(out), out, -torch.inf)  # now P is a row-stochastic matrix; rows without mass are 0
-    need_rows, need_cols, need_h, need_epsilon, _ = ctx.needs_input_grad
+    need_rows, need_cols, need_h, need_epsilon, *_ = ctx.needs_input_grad
     d_rows = d_cols = d_h = d_epsilon = None
     weight = grad.unsqueeze(-1)
     if need_cols:
-        back = apply(cols, rows, h, f, epsilon, torch.cat([weight, weight * rows], -1), ctx.kind)
+        back = apply(cols, rows, h, f, epsilon, torch.cat([weight, weight * rows], -1), *_seen_back(ctx))
         d_h, d_cols = -back[..., 0], -back[..., 1:]
     elif need_h:
-        d_h = -apply(cols, rows, h, f, epsilon, weight, ctx.kind)[..., 0]
+        d_h = -apply(cols, rows, h, f, epsilon, weight, *_seen_back(ctx))[..., 0]
     if need_rows or need_epsilon:
         values = torch.cat([cols, _finite(h).unsqueeze(-1).expand(*_lead(h, cols, 1, 2), -1, 1)], -1)
-        mean = apply(rows, cols, f, h, epsilon, values, ctx.kind)
+        mean = apply(rows, cols, f, h, epsilon, values, *_seen(ctx))
         d_rows = -weight * mean[..., :-1]
         if need_epsilon:
             energy = _finite(out) + mean[..., -1] + (rows * mean[..., :-1]).sum(-1)
             d_epsilon = (grad * energy).sum(-1) / epsilon
-    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), _fit(d_epsilon, epsilon), None
+    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), _fit(d_epsilon, epsilon), None, None, None
 
 
 def _lead(a: Tensor, b: Tensor, a_dims: int, b_dims: int) -> torch.Size:
@@ -269,60 +307,65 @@ def _lead(a: Tensor, b: Tensor, a_dims: int, b_dims: int) -> torch.Size:
 
 
 def _save_cmin(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.kind = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    *tensors, ctx.kind, blocks, back = inputs
+    ctx.save_for_backward(blocks, back, *tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _cmin_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     _only_dot(ctx.kind)
-    rows, cols, h, index = ctx.saved_tensors
+    _, _, rows, cols, h, values, index = ctx.saved_tensors
+    grad = torch.where(torch.isfinite(values), grad, 0)  # a row that meets nothing depends on nothing
     batch, (m, d) = index.shape[:-1], cols.shape[-2:]
     where = index.unsqueeze(-1).expand(*index.shape, d)
     d_rows = -grad.unsqueeze(-1) * cols.expand(*batch, m, d).gather(-2, where)
     d_cols = rows.new_zeros((*batch, m, d)).scatter_add(-2, where, -grad.unsqueeze(-1) * rows)
     d_h = rows.new_zeros((*batch, m)).scatter_add(-1, index, -grad)
-    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), None
+    return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), None, None, None
 
 
 def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _only_dot(ctx.kind)
-    rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
+    _, _, rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
     scale = epsilon.unsqueeze(-1)  # for (*batch, n)
-    back = apply(cols, rows, g, f, epsilon, grad, ctx.kind)  # P^T grad, (*batch, m, k)
+    back = apply(cols, rows, g, f, epsilon, grad, *_seen_back(ctx))  # P^T grad, (*batch, m, k)
     d_f = (grad * out).sum(-1) / scale
     d_g = (v * back).sum(-1) / scale
     need_rows, need_cols, _, _, need_epsilon, *_ = ctx.needs_input_grad
     d_rows = d_cols = d_epsilon = None
     if need_rows or need_epsilon:
-        d_rows = _weighted(rows, cols, f, g, epsilon, grad, v, cols, ctx.kind) / scale.unsqueeze(-1)
+        d_rows = _weighted(rows, cols, f, g, epsilon, grad, v, cols, *_seen(ctx)) / scale.unsqueeze(-1)
     if need_cols:
-        d_cols = _weighted(cols, rows, g, f, epsilon, v, grad, rows, ctx.kind) / scale.unsqueeze(-1)
+        d_cols = _weighted(cols, rows, g, f, epsilon, v, grad, rows, *_seen_back(ctx)) / scale.unsqueeze(-1)
     if need_epsilon:
         assert d_rows is not None
         terms = (_finite(f) * d_f).sum(-1) + (_finite(g) * d_g).sum(-1) + (rows * d_rows).sum((-1, -2))
         d_epsilon = -terms / epsilon
     pairs = ((d_rows, rows), (d_cols, cols), (d_f, f), (d_g, g), (d_epsilon, epsilon), (back, v))
-    return *(_fit(a, b) for a, b in pairs), None
+    return *(_fit(a, b) for a, b in pairs), None, None, None
 
 
 def _weighted(
-    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, kind: str
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor, *how: Any
 ) -> Tensor:
     if left.shape[-1] == 1:  # the weight is a product, and `apply` has all derivatives
-        return left * apply(rows, cols, f, g, epsilon, right * v, kind)
-    return weighted_apply(rows, cols, f, g, epsilon, left, right, v, kind)
+        return left * apply(rows, cols, f, g, epsilon, right * v, *how)
+    return weighted_apply(rows, cols, f, g, epsilon, left, right, v, *how)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kind = inputs
-    ctx.save_for_backward(*tensors, output)
+    *tensors, ctx.kind, blocks, back = inputs
+    ctx.save_for_backward(blocks, back, *tensors, output)
 
 
 def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # A third derivative: plain tiles, and no fourth.
     _only_dot(ctx.kind)
-    inputs = ctx.saved_tensors[:-1]
+    if ctx.saved_tensors[0] is not None:
+        raise NotImplementedError(
+            "native kernels: softmin has two derivatives with blocks, apply one. Use the reference."
+        )
+    inputs = ctx.saved_tensors[2:-1]
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in inputs]
         rows, cols, f, g, epsilon, left, right, v = leaves
@@ -337,7 +380,7 @@ def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
         parts = reference._tiled(pairs, grad.shape[:-2].numel(), one, (f, left.mT), (g, right, v, epsilon))
         out = reference._join(parts, dim=-2)
         gradients = torch.autograd.grad(out, leaves, grad.detach(), allow_unused=True)
-    return *gradients, None
+    return *gradients, None, None, None
 
 
 torch.library.register_autograd("brenier::softmin", _softmin_backward, setup_context=_save_softmin, lib=_library)

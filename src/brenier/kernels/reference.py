@@ -13,13 +13,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import refuse
+
 __all__ = [
+    "Blocks",
     "Pairs",
     "apply",
     "cmin",
@@ -51,6 +57,97 @@ def memory_budget(entries: int) -> Iterator[None]:
         _budget.reset(token)
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Which pairs there are: row block r meets the column blocks cols[indptr[r]:indptr[r + 1]], and no other column.
+
+    Row block r is rows row_starts[r]:row_starts[r + 1], likewise for columns. A pair that is not there has infinite
+    cost. Blocks may be empty, and so may the list of a row block: softmin and cmin give +inf there, sums 0, indices 0.
+    All are int64 tensors on the CPU.
+
+    Args:
+        row_starts: (R + 1,), from 0 to n, ascending.
+        col_starts: (C + 1,), from 0 to m, ascending.
+        indptr: (R + 1,), from 0 to the length of `cols`, ascending.
+        cols: column blocks, strictly ascending within each row block.
+
+    Raises:
+        InvalidInput: tensors that break these rules.
+    """
+
+    row_starts: Tensor
+    col_starts: Tensor
+    indptr: Tensor
+    cols: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("row_starts", "col_starts", "indptr", "cols"):
+            t = getattr(self, name)
+            if t.dtype != torch.int64 or not t.is_cpu or t.dim() != 1:
+                refuse(f"blocks {name}", "an int64 tensor of one axis on the CPU", f"{t.dtype}, {t.dim()} axes")
+            if name != "cols" and not (t.numel() and int(t[0]) == 0 and bool((t.diff() >= 0).all())):
+                refuse(f"blocks {name}", "offsets that start at 0 and ascend", str(t.tolist()[:8]))
+        n_cols, stored = self.col_starts.numel() - 1, self.cols.numel()
+        if self.indptr.numel() != self.row_starts.numel() or int(self.indptr[-1]) != stored:
+            refuse("blocks indptr", f"{self.row_starts.numel()} offsets up to {stored}", str(self.indptr.tolist()[-8:]))
+        if stored and not 0 <= int(self.cols.min()) <= int(self.cols.max()) < n_cols:
+            refuse("blocks cols", f"indices below {n_cols}", f"{int(self.cols.min())} to {int(self.cols.max())}")
+        # across the start of a row block anything goes
+        if bool(((self.cols.diff() <= 0) & (self._row_of[1:] == self._row_of[:-1])).any()):
+            refuse("blocks cols", "strictly ascending indices in each row block", str(self.cols.tolist()[:8]))
+
+    @classmethod
+    def diagonal(cls, row_starts: Tensor, col_starts: Tensor) -> Blocks:
+        """Row block r meets column block r: many problems at once."""
+        each = torch.arange(row_starts.numel())
+        return cls(row_starts, col_starts, each, each[:-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        return int(self.row_starts[-1]), int(self.col_starts[-1])
+
+    @cached_property
+    def is_diagonal(self) -> bool:
+        """Whether row block r meets column block r and no other."""
+        each = torch.arange(self.indptr.numel())
+        return torch.equal(self.indptr, each) and torch.equal(self.cols, each[:-1])
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are."""
+        return int((self.row_starts.diff()[self._row_of] * self.col_starts.diff()[self.cols]).sum())
+
+    @cached_property
+    def T(self) -> Blocks:
+        """The same pairs, seen from the columns."""
+        order = self.cols.argsort(stable=True)
+        counts = self.cols.bincount(minlength=self.col_starts.numel() - 1)
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        out = Blocks(self.col_starts, self.row_starts, indptr, self._row_of[order])
+        out.__dict__["T"] = self
+        return out
+
+    @cached_property
+    def _row_of(self) -> Tensor:
+        """The row block of each entry of `cols`."""
+        return torch.arange(self.indptr.numel() - 1).repeat_interleave(self.indptr.diff())
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """All in one tensor, as the native engine reads it: R, C, the length of `cols`, and the four."""
+        parts = (self.row_starts, self.col_starts, self.indptr, self.cols)
+        sizes = (self.row_starts.numel() - 1, self.col_starts.numel() - 1, self.cols.numel())
+        return torch.cat([torch.tensor(sizes), *parts])
+
+    def columns(self, r: int) -> Tensor:
+        """The columns that row block r meets, ascending."""
+        listed = self.cols[self.indptr[r] : self.indptr[r + 1]]
+        starts, sizes = self.col_starts[listed], self.col_starts.diff()[listed]
+        ends = sizes.cumsum(0)
+        return torch.arange(int(sizes.sum())) + (starts - (ends - sizes)).repeat_interleave(sizes)
+
+
 class Pairs(NamedTuple):
     """A cost told by blocks: `block(rows, cols)` is (*batch, r, m) for r rows and all m columns."""
 
@@ -59,6 +156,49 @@ class Pairs(NamedTuple):
     block: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
     shape: tuple[int, int]  # (n, m)
     kind: str = ""  # "dot", "l1", "l2", "linf": what other engines know as -<u, v> or a norm of u - v
+    blocks: Blocks | None = None  # the pairs that there are, all when None; without batch axes
+
+
+class _Part(NamedTuple):
+    """A row block with the columns that it meets, a dense problem of its own."""
+
+    pairs: Pairs
+    rows: slice
+    cols: Tensor  # index
+    epsilon: Tensor
+
+
+def _parts(pairs: Pairs, epsilon: float | Tensor = 1.0) -> list[_Part]:
+    """The dense problems that `pairs.blocks` describes, but those without rows; `epsilon` is one or one for each."""
+    blocks = pairs.blocks
+    assert blocks is not None
+    device = (pairs.rows or pairs.cols)[0].device
+    epsilon = torch.as_tensor(epsilon, device=device)
+    starts = blocks.row_starts.tolist()
+    out = []
+    for r, (first, last) in enumerate(pairwise(starts)):
+        if first == last:
+            continue
+        index = blocks.columns(r).to(device)
+        rows = tuple(t[first:last] for t in pairs.rows)
+        cols = tuple(t[index] for t in pairs.cols)
+        block = pairs.block if cols else _columns_of(pairs.block, index)
+        part = Pairs(rows, cols, block, (last - first, index.numel()), pairs.kind)
+        out.append(_Part(part, slice(first, last), index, epsilon[r] if epsilon.dim() else epsilon))
+    return out
+
+
+def _none(part: _Part, like: Tensor) -> Tensor:
+    """The minimum over no columns, which depends on nothing."""
+    return like.new_full((part.pairs.shape[0],), torch.inf)
+
+
+_Block = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+
+
+def _columns_of(block: _Block, index: Tensor) -> _Block:
+    """Some columns of a cost whose tensors all belong to the rows."""
+    return lambda rows, cols: block(rows, cols)[..., index]
 
 
 def _row_slices(pairs: Pairs, batch: int) -> list[slice]:
@@ -141,11 +281,14 @@ def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
     Args:
         pairs: the cost, n x m.
         h: (*batch, m); -inf entries are columns without mass.
-        epsilon: in cost units, a number or (*batch,).
+        epsilon: in cost units, a number or (*batch,); with blocks, a number or one for each row block.
 
     Returns:
         (*batch, n). O(n m d) time, O(n + m + tile) memory.
     """
+    if pairs.blocks is not None:
+        parts = _parts(pairs, epsilon)
+        return torch.cat([softmin(p.pairs, h[p.cols], p.epsilon) if p.cols.numel() else _none(p, h) for p in parts])
     eps = torch.as_tensor(epsilon, dtype=h.dtype, device=h.device)
 
     def one(c: Tensor, h: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
@@ -157,6 +300,16 @@ def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
 
 def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
     """Return min_j (c_ij - h_j) and the smallest minimising j, each (*batch, n)."""
+    if pairs.blocks is not None:
+        found = []
+        for p in _parts(pairs):
+            if p.cols.numel():
+                values, index = cmin(p.pairs, h[p.cols])
+                found.append((values, p.cols[index]))
+            else:
+                none = _none(p, h)
+                found.append((none, torch.zeros_like(none, dtype=torch.int64)))
+        return torch.cat([values for values, _ in found]), torch.cat([index for _, index in found])
 
     def one(c: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         best = (c - h.unsqueeze(-2)).min(-1)
@@ -168,6 +321,9 @@ def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
 
 def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor) -> Tensor:
     """Return sum_j exp((f_i + g_j - c_ij) / eps) v_j for v (*batch, m, k): (*batch, n, k)."""
+    if pairs.blocks is not None:
+        parts = _parts(pairs, epsilon)
+        return torch.cat([apply(p.pairs, f[p.rows], g[p.cols], p.epsilon, v[p.cols]) for p in parts])
     eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
 
     def one(c: Tensor, f: Tensor, g: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
@@ -179,6 +335,9 @@ def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor
 
 def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
     """Return per row the mass and the cost sum_j P_ij (c_ij + col_term_j), P = exp((f + g - c) / eps)."""
+    if pairs.blocks is not None:
+        sums = [row_moments(p.pairs, f[p.rows], g[p.cols], p.epsilon, col_term[p.cols]) for p in _parts(pairs, epsilon)]
+        return torch.cat([mass for mass, _ in sums]), torch.cat([cost for _, cost in sums])
     eps = torch.as_tensor(epsilon, dtype=f.dtype, device=f.device)
 
     def one(c: Tensor, f: Tensor, g: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
@@ -191,12 +350,19 @@ def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col
 
 
 def matvec(pairs: Pairs, v: Tensor) -> Tensor:
-    """Return sum_j c_ij v_j, (*batch, n)."""
+    """Return sum_j c_ij v_j, (*batch, n), over the pairs that there are."""
+    if pairs.blocks is not None:
+        return torch.cat([matvec(p.pairs, v[p.cols]) for p in _parts(pairs)])
 
     def one(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return ((c @ v.unsqueeze(-1)).squeeze(-1),)
 
     return _join(_tiled(pairs, _batch_size(v, 1), one, (), (v,)))
+
+
+def _cat(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols, values = (torch.cat(parts) for parts in zip(*found))
+    return rows, cols, values
 
 
 def support(
@@ -206,6 +372,12 @@ def support(
 
     With `max_per_row`, only the smallest so many of each row. Sorted by row.
     """
+    if pairs.blocks is not None:
+        found = []
+        for p in _parts(pairs):
+            i, j, reduced = support(p.pairs, f[p.rows], g[p.cols], threshold, max_per_row)
+            found.append((i + p.rows.start, p.cols[j], reduced))
+        return _cat(found)
     rows, cols, values = [], [], []
     m = pairs.shape[1]
     for s in _row_slices(pairs, 1):
@@ -223,11 +395,19 @@ def support(
             rows.append(i + s.start)
             cols.append(j)
             values.append(reduced[i, j])
-    return torch.cat(rows), torch.cat(cols), torch.cat(values)
+    return _cat(list(zip(rows, cols, values)))
 
 
 def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows, columns and values of the k smallest c_ij - f_i - g_j overall, ascending (no batch)."""
+    if pairs.blocks is not None:
+        found = []
+        for p in _parts(pairs):
+            i, j, reduced = smallest(p.pairs, f[p.rows], g[p.cols], k)
+            found.append((i + p.rows.start, p.cols[j], reduced))
+        rows, cols, values = _cat(found)
+        values, order = values.topk(min(k, values.numel()), largest=False)
+        return rows[order], cols[order], values
     m = pairs.shape[1]
     values, flat = f.new_empty(0), torch.empty(0, dtype=torch.long, device=f.device)
     for s in _row_slices(pairs, 1):
