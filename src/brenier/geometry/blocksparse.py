@@ -131,7 +131,7 @@ class ClusteredCloud:
         mixed = object.__new__(ClusteredCloud)
         mixed._set(cloud, self.rows, coarse.cols, self.size)
         starts = torch.from_numpy(self.rows.starts(coarse.depths[0]))
-        return BlockSparse(mixed, replace(kept, row_starts=starts), math.nan)
+        return BlockSparse(mixed, replace(kept, row_starts=starts))
 
     def heavy(
         self,
@@ -174,7 +174,7 @@ class ClusteredCloud:
         size = max(_largest(F[0]), _largest(G[0]))
         i = torch.arange(2 ** path[0][0]).repeat_interleave(2 ** path[0][1])
         j = torch.arange(2 ** path[0][1]).repeat(2 ** path[0][0])
-        dropped = 0.0
+        dropped = []
         for t, (k, l) in enumerate(path):
             if t:
                 i, j = _children(i, j, k > path[t - 1][0], l > path[t - 1][1])
@@ -183,14 +183,16 @@ class ClusteredCloud:
                 values /= epsilon
                 # half of the budget for the last depth, the rest in equal parts for those above
                 share = 1.0 if steps == 0 else 0.5 if t == steps else 0.5 / steps
-                keep, lost = _lightest(values, log_budget + math.log(share))
-                dropped += lost
+                keep = _heaviest(values, log_budget + math.log(share))
             else:
                 keep = values >= -_ROUNDING * size
             keep |= _best(values, i, 2**k) | _best(values, j, 2**l)
+            if epsilon > 0:
+                mass = torch.where(keep, 0, values.exp())
+                dropped.append(Dropped(*(mass.new_zeros(2**d).index_add(0, e, mass) for d, e in ((k, i), (l, j)))))
             i, j = i[keep], j[keep]
         blocks = self._blocks(i, j)
-        return BlockSparse(self, blocks, dropped)
+        return BlockSparse(self, blocks, tuple(dropped))
 
     def _blocks(self, i: Tensor, j: Tensor) -> Blocks:
         k, l = (2**d for d in self.depths)
@@ -201,6 +203,13 @@ class ClusteredCloud:
         return Blocks(*starts, indptr, key % l)
 
 
+class Dropped(NamedTuple):
+    """Bounds on the mass that was dropped from each cluster at one depth."""
+
+    rows: Tensor  # (2^k,)
+    cols: Tensor  # (2^l,)
+
+
 class BlockSparse(PairGeometry):
     """A point cloud whose sums over pairs run over the kept pairs of clusters only.
 
@@ -209,12 +218,12 @@ class BlockSparse(PairGeometry):
     Made by `ClusteredCloud.heavy`.
 
     Attributes:
-        kept_share: of all n m pairs.
-        dropped: a bound on the mass outside the kept pairs, for the potentials that the pairs were chosen by.
+        clustered: the cloud and its trees.
+        blocks: the kept pairs of clusters, in tree order.
     """
 
-    def __init__(self, clustered: ClusteredCloud, blocks: Blocks, dropped: float) -> None:
-        self.clustered, self.blocks, self.dropped = clustered, blocks, dropped
+    def __init__(self, clustered: ClusteredCloud, blocks: Blocks, dropped: tuple[Dropped, ...] = ()) -> None:
+        self.clustered, self.blocks, self._dropped = clustered, blocks, dropped
         self.cloud = clustered.cloud
         self.shape, self.batch_shape = self.cloud.shape, self.cloud.batch_shape
 
@@ -222,6 +231,31 @@ class BlockSparse(PairGeometry):
     def kept_share(self) -> float:
         """The share of all pairs that is kept."""
         return self.blocks.pairs / (self.shape[0] * self.shape[1])
+
+    @property
+    def dropped(self) -> float:
+        """A bound on the mass outside the kept pairs, for the potentials that the pairs were chosen by."""
+        return sum(float(d.rows.sum()) for d in self._dropped)
+
+    def dropped_after(self, f_rise: Tensor, g_rise: Tensor, epsilon: float) -> float:
+        """The bound when the potentials have risen by f_rise (n,) and g_rise (m,).
+
+        A pair of clusters may gain the factor exp((s + t) / eps) for the largest rises s and t in the two, which is at
+        most the mean of exp(2 s / eps) and exp(2 t / eps): it takes no list of the dropped pairs.
+        """
+        shift = float(f_rise.median())  # constants that move from f to g change nothing
+        sides = (self.clustered.rows, f_rise - shift, 0), (self.clustered.cols, g_rise + shift, 1)
+        total = 0.0
+        for tree, rise, side in sides:
+            depth = self.clustered.depths[side]
+            top = np.maximum.reduceat(self.clustered.in_order(rise, side), tree.starts(depth)[:-1])
+            for record in reversed(self._dropped):
+                mass = record[side].numpy()
+                while len(top) > len(mass):
+                    top = np.maximum(top[::2], top[1::2])
+                with np.errstate(over="ignore"):
+                    total += 0.5 * float(np.where(mass > 0, mass * np.exp(2 * top / epsilon), 0).sum())
+        return total
 
     @property
     def x(self) -> Tensor:
@@ -239,11 +273,11 @@ class BlockSparse(PairGeometry):
         out = object.__new__(ClusteredCloud)
         old = self.clustered
         out._set(self.cloud.with_tensors(*tensors), old.rows, old.cols, old.size)
-        return type(self)(out, self.blocks, self.dropped)
+        return type(self)(out, self.blocks, self._dropped)
 
     @cached_property
     def T(self) -> BlockSparse:
-        out = BlockSparse(self.clustered.T, self.blocks.T, self.dropped)
+        out = BlockSparse(self.clustered.T, self.blocks.T, tuple(Dropped(d.cols, d.rows) for d in self._dropped))
         out.T = self
         return out
 
@@ -404,17 +438,15 @@ def _evaluate(bound: Callable[..., Tensor], rows: _Face, cols: _Face, i: Tensor,
     return out
 
 
-def _lightest(log_mass: Tensor, log_budget: float) -> tuple[Tensor, float]:
-    """Which pairs to keep so that the others have at most the budget together, and how much they have at most."""
+def _heaviest(log_mass: Tensor, log_budget: float) -> Tensor:
+    """Which pairs to keep so that the others have at most the budget together."""
     if log_budget == -math.inf:
-        return torch.ones_like(log_mass, dtype=torch.bool), 0.0
+        return torch.ones_like(log_mass, dtype=torch.bool)
     below = (_BINS * (log_budget - log_mass)).clamp(min=-1, max=100 * _BINS).floor().long() + 1  # 0: above the budget
-    mass = (log_mass - log_budget).clamp(max=0).exp()
-    heaps = torch.bincount(below, mass, minlength=100 * _BINS + 2)
+    heaps = torch.bincount(below, (log_mass - log_budget).clamp(max=0).exp(), minlength=100 * _BINS + 2)
     heaps[0] = torch.inf
-    lost = heaps.flip(0).cumsum(0).flip(0)  # of bin k and all lighter ones
-    first = int((lost > 1).sum())
-    return below < first, float(lost[first]) * math.exp(log_budget) if first < len(lost) else 0.0
+    outside = heaps.flip(0).cumsum(0).flip(0)  # of each bin and all lighter ones
+    return below < int((outside > 1).sum())
 
 
 def _best(values: Tensor, line: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from ...geometry.blocksparse import BlockSparse, ClusteredCloud, check_cloud
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
-from .relaxation import OverRelaxation, Relaxation
+from .relaxation import OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving
 from .sinkhorn import Sinkhorn, SinkhornState
 
@@ -27,8 +27,10 @@ _BRANCHING = 3  # halvings between two scales: clusters of eight points become p
 _TRUNCATION = 0.01  # the share of the tolerance that dropped pairs may cost
 _SLACK = 3.0  # how far potentials may rise, in epsilon, before the dropped mass is bounded anew
 _RESOLUTION = 1.0  # the least epsilon of a scale, in mean costs between its points and what they stand for
+_AGE = 5  # iterations for which pairs may serve without a bound, as long as the error is above the tolerance
 _DENSE_SHARE = 0.5  # a larger share of kept pairs is no gain over all pairs
 _COARSE_ITERATIONS = 100  # at the last epsilon of a coarse scale
+_PLAIN_ITERATIONS = 10  # for what is new at a scale, before it goes on with the relaxation of the one above
 
 
 class _Scale(NamedTuple):
@@ -46,8 +48,10 @@ class MultiscaleState(NamedTuple):
     at: int
     inner: SinkhornState
     geometry: Geometry  # with all pairs or with those kept
-    log_dropped: float  # a bound on the mass outside, over the mass of a, for the potentials as they are
+    dropped: float  # a bound on the mass outside them, for the potentials as they are
     reference: tuple[Tensor, Tensor, Tensor]  # f, g and epsilon that the pairs were chosen by
+    relaxation: RelaxationState  # that of the scale above at its end
+    age: int  # iterations since the pairs were chosen
     settled: int  # iterations at the last epsilon of this scale
     iterations: tuple[int, ...]  # at each scale so far
     searches: int  # for pairs, at the finest scale
@@ -88,7 +92,7 @@ class Multiscale(Solver[MultiscaleState]):
     name: ClassVar[str] = "multiscale"
     tol: float | None = None
     max_iter: int = 5000
-    size: int = 64
+    size: int = 32
     coarsest: int = 2048
     relaxation: Relaxation = OverRelaxation()
 
@@ -113,22 +117,27 @@ class Multiscale(Solver[MultiscaleState]):
         last = scales[-1]
         inner = self._sinkhorn(last.problem).init(last.problem)
         start = inner.f, inner.g, inner.epsilon
-        state = MultiscaleState(
-            scales, len(scales) - 1, inner, last.problem.geometry, -math.inf, start, 0, (0,), 0
+        return MultiscaleState(
+            scales, len(scales) - 1, inner, last.problem.geometry, 0.0, start, inner.relaxation, 0, 0, (0,), 0
         )
-        return self._searched(state)
 
     def step(self, problem: Problem, state: MultiscaleState) -> MultiscaleState:
         if state.at > 0 and self._done(state):
             state = self._finer(state)
-        if self._stale(state):
+        if self._stale(state) and (state.age >= _AGE or self._moving(state) or self._met(state)):
             state = self._searched(state)
+        if state.settled == _PLAIN_ITERATIONS and bool(state.inner.relaxation.omega < state.relaxation.omega):
+            state = state._replace(inner=state.inner._replace(relaxation=state.relaxation))
         whole = state.scales[state.at].problem
-        part = replace(whole, geometry=state.geometry)
-        inner = self._sinkhorn(whole).step(part, state.inner)
-        settled = state.settled + int(bool(torch.isfinite(inner.error)))
-        iterations = (*state.iterations[:-1], state.iterations[-1] + 1)
-        return state._replace(inner=inner, settled=settled, iterations=iterations)
+        inner = self._sinkhorn(whole).step(replace(whole, geometry=state.geometry), state.inner)
+        return self._measured(
+            state._replace(
+                inner=inner,
+                age=state.age + 1,
+                settled=state.settled + int(bool(torch.isfinite(inner.error))),
+                iterations=(*state.iterations[:-1], state.iterations[-1] + 1),
+            )
+        )
 
     def terminate(self, problem: Problem, state: MultiscaleState) -> tuple[Status, ...] | None:
         statuses = self._sinkhorn(problem).terminate(state.scales[state.at].problem, state.inner)
@@ -165,8 +174,11 @@ class Multiscale(Solver[MultiscaleState]):
 
     def _sinkhorn(self, problem: Problem) -> Sinkhorn:
         """The iteration at one scale; what is left of the tolerance is for the pairs that are dropped."""
-        tol = Sinkhorn(tol=self.tol)._tol(problem)
-        return Sinkhorn(tol=(1 - 2 * _TRUNCATION) * tol, max_iter=self.max_iter, relaxation=self.relaxation)
+        return Sinkhorn(tol=self._tol(problem), max_iter=self.max_iter, relaxation=self.relaxation)
+
+    def _tol(self, problem: Problem) -> float:
+        """What the truncation leaves of the tolerance."""
+        return (1 - 2 * _TRUNCATION) * Sinkhorn(tol=self.tol)._tol(problem)
 
     # -- scales ----------------------------------------------------------------------------------------------
 
@@ -193,9 +205,7 @@ class Multiscale(Solver[MultiscaleState]):
 
     def _done(self, state: MultiscaleState) -> bool:
         """Whether a coarse scale has given what it can."""
-        tol = self._sinkhorn(state.scales[0].problem).tol
-        assert tol is not None
-        return state.settled >= _COARSE_ITERATIONS or float(state.inner.error) <= tol
+        return state.settled >= _COARSE_ITERATIONS or self._met(state)
 
     def _finer(self, state: MultiscaleState) -> MultiscaleState:
         """Potentials one scale down, by soft c-transforms of those of the clusters."""
@@ -211,50 +221,68 @@ class Multiscale(Solver[MultiscaleState]):
         inner = replace(self._sinkhorn(problem), f=f, g=g).init(fine.problem)
         assert fine.problem.epsilon is not None
         inner = inner._replace(epsilon=Halving().next(eps, fine.problem.epsilon))
-        state = state._replace(at=state.at - 1, inner=inner, settled=0, iterations=(*state.iterations, 0), searches=0)
-        return self._searched(state)
+        return self._searched(
+            state._replace(
+                at=state.at - 1,
+                inner=inner,
+                relaxation=state.inner.relaxation._replace(steps=0),
+                settled=0,
+                iterations=(*state.iterations, 0),
+                searches=0,
+            )
+        )
 
     # -- pairs -----------------------------------------------------------------------------------------------
 
     def _budget(self, scale: _Scale) -> float:
-        """The log of the mass that dropped pairs may have."""
-        tol = Sinkhorn(tol=self.tol)._tol(scale.problem)
-        return math.log(_TRUNCATION * tol * float(scale.problem.a.sum()))
+        """The mass that dropped pairs may have."""
+        return _TRUNCATION * Sinkhorn(tol=self.tol)._tol(scale.problem) * float(scale.problem.a.sum())
 
     def _searched(self, state: MultiscaleState) -> MultiscaleState:
         """Choose the pairs by the potentials as they are, with room for them to rise."""
         scale, inner = state.scales[state.at], state.inner
-        reference = inner.f, inner.g, inner.epsilon
         geometry: Geometry = scale.problem.geometry
-        log_dropped = -math.inf
+        dropped = 0.0
         if max(scale.problem.shape) > self.coarsest:
             assert scale.clustered is not None
-            budget = math.exp(self._budget(scale) - _SLACK)
+            budget = math.exp(-_SLACK) * self._budget(scale)
             sparse = scale.clustered.heavy(inner.f, inner.g, float(inner.epsilon), *scale.weights, budget)
             if sparse.kept_share <= _DENSE_SHARE:
-                geometry = sparse
-                log_dropped = math.log(sparse.dropped) if sparse.dropped > 0 else -math.inf
+                geometry, dropped = sparse, sparse.dropped
         return state._replace(
-            geometry=geometry, log_dropped=log_dropped, reference=reference, searches=state.searches + 1
+            geometry=geometry,
+            dropped=dropped,
+            reference=(inner.f, inner.g, inner.epsilon),
+            age=0,
+            searches=state.searches + 1,
         )
 
-    def _log_dropped(self, state: MultiscaleState) -> float:
-        """The bound on the log of the dropped mass, for the potentials as they are."""
-        if state.log_dropped == -math.inf:
-            return -math.inf
+    def _measured(self, state: MultiscaleState) -> MultiscaleState:
+        """Bound the dropped mass for the potentials as they are."""
+        if not isinstance(state.geometry, BlockSparse):
+            return state
         f, g, epsilon = state.reference
-        rise = (state.inner.f - f).max() + (state.inner.g - g).max()
-        return state.log_dropped + max(0.0, float(rise / epsilon))
+        rises = state.inner.f - f, state.inner.g - g
+        return state._replace(dropped=state.geometry.dropped_after(*rises, float(epsilon)))
+
+    def _moving(self, state: MultiscaleState) -> bool:
+        """Whether the next step is at another epsilon than the one that the pairs were chosen for."""
+        return bool(state.inner.epsilon != state.reference[2])
+
+    def _met(self, state: MultiscaleState) -> bool:
+        """Whether the error of the kept part is below the tolerance."""
+        return float(state.inner.error) <= self._tol(state.scales[0].problem)
 
     def _stale(self, state: MultiscaleState) -> bool:
-        """Whether the pairs have to be chosen anew."""
-        if isinstance(state.geometry, BlockSparse) and bool(state.inner.epsilon != state.reference[2]):
-            return True
-        return self._log_dropped(state) > self._budget(state.scales[state.at])
+        """Whether the bound no longer holds."""
+        scale = state.scales[state.at]
+        if scale.clustered is None:
+            return False
+        return self._moving(state) or state.dropped > self._budget(scale)
 
     def _truncation(self, state: MultiscaleState) -> float:
         """What dropped pairs can add to the marginal error."""
-        return 2 * math.exp(self._log_dropped(state)) / float(state.scales[state.at].problem.a.sum())
+        return 2 * state.dropped / float(state.scales[state.at].problem.a.sum())
 
 
 def _padded(a: Tensor) -> Tensor:
