@@ -175,10 +175,11 @@ CASES += [
     *((lambda r=r: KL(r), f"KL rho: expected a positive finite number in cost units, got {r!r}. Use Exact() for a hard "
                           "one.") for r in (0, -1.0, NAN, INF, "1", True)),
     (lambda: solve(X, Y, marginals=(Exact(), Exact(), Exact())),
-     "marginals: expected Exact(), KL(rho), or a pair of them, got (Exact(), Exact(), Exact())."),
-    (lambda: solve(X, Y, marginals="exact"), "marginals: expected Exact(), KL(rho), or a pair of them, got 'exact'."),
+     "marginals: expected a Marginal such as Exact() or KL(rho), or a pair of them, got (Exact(), Exact(), Exact())."),
+    (lambda: solve(X, Y, marginals="exact"),
+     "marginals: expected a Marginal such as Exact() or KL(rho), or a pair of them, got 'exact'."),
     (lambda: Problem.make(PointCloud(X, Y), marginals=(Exact(), 1.0)),
-     "marginals: expected Exact(), KL(rho), or a pair of them, got (Exact(), 1.0)."),
+     "marginals: expected a Marginal such as Exact() or KL(rho), or a pair of them, got (Exact(), 1.0)."),
     (lambda: solve(X, Y, marginals=KL(1.0)),
      "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from .api import solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
 from .geometry import CostMatrix, Geometry, Grid, PointCloud
+from .marginals import KL, TV, Exact, Free, Marginal, Partial, Slack
 from .plan import Plan
-from .problem import KL, Exact, Marginal, Problem, Relative
+from .problem import Problem, Relative
 from .regularizers import Regularizer, SquaredNorm
 from .solution import Solution, Status
 
@@ -21,11 +22,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KL",
+    "TV",
     "Adjoint",
     "Certificate",
     "CostMatrix",
     "Envelope",
     "Exact",
+    "Free",
     "Geometry",
     "Grid",
     "InvalidInput",
@@ -33,12 +36,14 @@ __all__ = [
     "MissingExtra",
     "NotConverged",
     "NotConvergedWarning",
+    "Partial",
     "PerformanceWarning",
     "Plan",
     "PointCloud",
     "Problem",
     "Regularizer",
     "Relative",
+    "Slack",
     "Solution",
     "SquaredNorm",
     "Status",

@@ -11,7 +11,7 @@ from torch import Tensor
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 
-__all__ = ["Adjoint", "Envelope", "log_weights"]
+__all__ = ["Adjoint", "Envelope"]
 
 
 class Adjoint(ABC):
@@ -24,7 +24,7 @@ class Adjoint(ABC):
 
 @dataclass(frozen=True)
 class Envelope(Adjoint):
-    r"""Gradients of `solution.value` by the envelope theorem, in x, y, a, b, C and epsilon.
+    r"""Gradients of `solution.value` by the envelope theorem, in x, y, a, b, C, epsilon and rho.
 
     The value is a maximum over potentials, so its gradient is that of the dual function at the optimal potentials,
     held fixed. Exact at the optimum, and off by O(marginal error) before. Plans and potentials carry no gradient.
@@ -34,28 +34,23 @@ class Envelope(Adjoint):
     """
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
-        tensors = (*problem.geometry.tensors, problem.a, problem.b)
+        left, right = problem.marginals
         epsilon = problem.epsilon
+        tensors = (*problem.geometry.tensors, problem.a, problem.b, *left.parameters, *right.parameters)
         moving = any(t.requires_grad for t in tensors) or (epsilon is not None and epsilon.requires_grad)
         if not (torch.is_grad_enabled() and moving):
             return value
-        f, g = f.detach().to(problem.a), g.detach().to(problem.b)
-        left, right = problem.marginals
-        surrogate = left.dual(f, problem.a) + right.dual(g, problem.b)
+        side_a, side_b = problem.sides
+        f, g = left.clip(f.detach().to(problem.a)), right.clip(g.detach().to(problem.b))
+        surrogate = left.dual(f, side_a) + right.dual(g, side_b)
         if isinstance(plan, GibbsPlan):
             assert epsilon is not None
-            per_line = epsilon.unsqueeze(-1) if epsilon.dim() else epsilon
-            log_b = log_weights(problem.b).clamp(min=-1e30)  # finite, as eps x -inf has no derivative
-            soft = problem.geometry.softmin(g + per_line * log_b, epsilon)
-            mass = (problem.a * ((f - soft) / per_line).exp()).sum(-1)
-            surrogate = surrogate - epsilon * (mass - problem.a.sum(-1) * problem.b.sum(-1))
+            assert side_a.epsilon is not None
+            # finite, as eps x -inf has no derivative
+            soft = problem.geometry.softmin(g + side_b.absorbed().clamp(min=-1e30), epsilon)
+            mass = (side_a.reference * ((f - soft) / side_a.epsilon).exp()).sum(-1)
+            surrogate = surrogate - epsilon * (mass - problem.reference_mass)
         elif isinstance(plan, SparsePlan):
             cost = problem.geometry.cost_at(plan.rows, plan.cols)
             surrogate = surrogate + (plan.mass.to(cost.dtype) * cost).sum(-1)
         return value + (surrogate - surrogate.detach())
-
-
-def log_weights(a: Tensor) -> Tensor:
-    """Log a, with -inf and a zero gradient where a = 0."""
-    positive = a > 0
-    return torch.where(positive, torch.where(positive, a, 1).log(), -torch.inf)

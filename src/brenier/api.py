@@ -14,7 +14,8 @@ from .adjoint import Adjoint, Envelope
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
-from .problem import Exact, Marginal, Problem, Relative
+from .marginals import Exact, Marginal
+from .problem import Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
 from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
@@ -43,6 +44,7 @@ def solve(
     epsilon: float | Relative | Tensor | None = None,
     regularizer: Regularizer | None = None,
     marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
+    reference: str = "product",
     solver: str | Solver[Any] = "auto",
     tol: float | None = None,
     max_iter: int | None = None,
@@ -67,7 +69,10 @@ def solve(
         epsilon: entropic strength in cost units, or `Relative(0.05)` for 0.05 x mean cost; None is exact.
         regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
             non-zeros in each column.
-        marginals: what each side must do: `Exact()` (default), `KL(rho)`, or a pair of them.
+        marginals: what each side must do: `Exact()` (default), `KL(rho)`, `TV(rho)`, `Partial(mass)`, `Free()`,
+            `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
+        reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
+            reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a `Solver`. "sns"
             reaches high accuracy at small epsilon.
         tol: marginal error relative to the mass; solvers of regularised problems only.
@@ -103,7 +108,9 @@ def solve(
         refuse("generator", "a torch.Generator or None", type(generator).__name__)
     if callback is not None and not callable(callback):
         refuse("callback", "a function of (iteration, state) or None", repr(callback))
-    problem = Problem.make(geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer)
+    problem = Problem.make(
+        geometry, a, b, marginals=marginals, epsilon=epsilon, regularizer=regularizer, reference=reference
+    )
     chosen, reason = _choose(solver, problem)
     chosen = _tuned(chosen, tol, max_iter)
     return run(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .plan import Plan
-from .problem import Exact, Problem
+from .problem import Problem
 
 __all__ = ["Certificate", "certify"]
 
@@ -25,8 +25,8 @@ class Certificate:
     Attributes:
         primal: the cost of a feasible plan, the solver's plan rounded onto its marginals, (*batch,).
         dual: the value of feasible potentials, the solver's after hard c-transforms, (*batch,).
-        marginal_errors: sum_i |P1 - a|_i and sum_j |P^T 1 - b|_j of the plan *before* rounding, each (*batch,);
-            zero for a soft marginal, which has nothing to meet.
+        marginal_errors: sum_i |P1 - a|_i and sum_j |P^T 1 - b|_j of the plan *before* rounding, each (*batch,); for
+            other marginals the mass by which they are broken, zero for a soft one, which has nothing to meet.
         scale: the size of the numbers that were added up, the mean absolute value of the two bounds' parts.
     """
 
@@ -61,8 +61,8 @@ class Certificate:
 def certify(problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Certificate:
     r"""Bound the optimum of min <P, C> + phi_a(P1) + phi_b(P^T 1) from both sides.
 
-    The plan is rounded onto its exact marginals by scaling rows and columns down and adding a rank-one plan for the
-    missing mass (Altschuler, Weed & Rigollet 2017). The potentials become feasible by two hard c-transforms. Works
+    The plan is rounded onto what its marginals demand by scaling rows and columns down and adding a rank-one plan for
+    the missing mass (Altschuler, Weed & Rigollet 2017). The potentials become feasible by two hard c-transforms. Works
     through the operations of the geometry only: O(n + m) memory, about six passes over the pairs.
 
     Args:
@@ -79,46 +79,73 @@ def certify(problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Certificate:
 
 
 def _primal(problem: Problem, plan: Plan) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    a, b = problem.a, problem.b
-    hard_a, hard_b = (isinstance(p, Exact) for p in problem.marginals)
+    (left, right), (side_a, side_b) = problem.marginals, problem.sides_at(None)
     r, c = plan.row_sums(), plan.col_sums()
-    zero = a.new_zeros(a.shape[:-1])
-    errors = (
-        (r - a).abs().sum(-1) if hard_a else zero,
-        (c - b).abs().sum(-1) if hard_b else zero,
-    )
-    one_sided = hard_a != hard_b
-    if hard_a:
-        plan = plan.scaled(u=_ratio(a, r, grow=one_sided))
-    if hard_b:
-        plan = plan.scaled(v=_ratio(b, plan.col_sums() if hard_a else c, grow=one_sided))
+    errors = (left.violation(r, side_a), right.violation(c, side_b))
+    hard_a, hard_b = left.hard(side_a), right.hard(side_b)
+    capped_a, capped_b = left.capped(side_a), right.capped(side_b)
+    # nothing above its cap; what must be met may grow too, where the other side does not mind
+    if bool(capped_a.any()):
+        plan = plan.scaled(u=_ratio(problem.a, r, capped_a, hard_a & (not bool(capped_b.any()))))
+        c = plan.col_sums() if bool(capped_b.any()) else c
+    if bool(capped_b.any()):
+        plan = plan.scaled(v=_ratio(problem.b, c, capped_b, hard_b & (not bool(capped_a.any()))))
     c = plan.col_sums()
     r, cost = plan.moments()
-    total = cost.sum(-1)
-    if hard_a or hard_b:
-        lack_a, lack_b = (a - r).clamp(min=0), (b - c).clamp(min=0)
-        if one_sided:  # the soft side takes what is missing in proportion to its weights
-            lack_a = lack_a if hard_a else a / a.sum(-1, keepdim=True) * lack_b.sum(-1, keepdim=True)
-            lack_b = lack_b if hard_b else b / b.sum(-1, keepdim=True) * lack_a.sum(-1, keepdim=True)
-        missing = lack_a.sum(-1)
-        if (missing > _ROUNDING_MASS * a.sum(-1)).any():
-            safe = torch.where(missing > 0, missing, 1)
-            total = total + problem.geometry.cost_between(lack_a, lack_b / safe.unsqueeze(-1))
-            r, c = r + lack_a, c + lack_b
-    for marginal, mass, weight in zip(problem.marginals, (r, c), (a, b)):
-        total = total + marginal.penalty(mass, weight)
-    return total, errors
+    value, mass = cost.sum(-1), r.sum(-1)
+    total = left.total(side_a) if left.total(side_a) is not None else right.total(side_b)
+    if total is not None:
+        shrink = torch.where(mass > total, total / mass, 1)
+        value, mass = value * shrink, mass * shrink
+        r, c = r * shrink.unsqueeze(-1), c * shrink.unsqueeze(-1)
+    # what is missing goes in as a product plan
+    need_a = torch.where(hard_a, problem.a - r, 0).clamp(min=0)
+    need_b = torch.where(hard_b, problem.b - c, 0).clamp(min=0)
+    missing = torch.maximum(need_a.sum(-1), need_b.sum(-1))
+    if total is not None:
+        missing = torch.maximum(missing, total - mass)
+    if bool((missing > _ROUNDING_MASS * problem.a.sum(-1)).any()):
+        more_a = _filled(need_a, missing, problem.a, r, hard_a, capped_a)
+        more_b = _filled(need_b, missing, problem.b, c, hard_b, capped_b)
+        safe = torch.where(missing > 0, missing, 1)
+        value = value + problem.geometry.cost_between(more_a, more_b / safe.unsqueeze(-1))
+        r, c = r + more_a, c + more_b
+    return value + left.penalty(r, side_a) + right.penalty(c, side_b), errors
 
 
-def _ratio(target: Tensor, mass: Tensor, *, grow: bool) -> Tensor:
-    ratio = torch.where(mass > 0, target / mass, 1)
-    return ratio if grow else ratio.clamp(max=1)
+def _ratio(target: Tensor, mass: Tensor, capped: Tensor, grow: Tensor) -> Tensor:
+    ratio = torch.where(capped & (mass > 0), target / mass, 1)
+    return torch.where(grow, ratio, ratio.clamp(max=1))
+
+
+def _filled(need: Tensor, missing: Tensor, weights: Tensor, mass: Tensor, hard: Tensor, capped: Tensor) -> Tensor:
+    """The mass to add on one side: what is needed, and the rest of `missing` where there is room."""
+    room = torch.where(hard, 0, torch.where(capped, (weights - mass).clamp(min=0), weights))
+    rest = (missing - need.sum(-1)).clamp(min=0) / room.sum(-1).clamp(min=torch.finfo(room.dtype).tiny)
+    return need + room * rest.unsqueeze(-1)
 
 
 def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = problem.a, problem.b
-    g = torch.where(b > 0, g, -torch.inf)  # targets without mass must not hold the sources down
-    f = problem.geometry.cmin(g)[0]
-    g = problem.geometry.cmin(torch.where(a > 0, f, -torch.inf), dim=0)[0]
-    left, right = problem.marginals
-    return left.dual(f, a) + right.dual(g, b), (a * f.abs()).sum(-1) + (b * g.abs()).sum(-1)
+    (left, right), (side_a, side_b) = problem.marginals, problem.sides_at(None)
+    geometry = problem.geometry
+    live_a, live_b = ((s.reference if not p.dead_without_weight else s.weights) > 0
+                      for p, s in zip(problem.marginals, (side_a, side_b)))  # fmt: skip
+    # points that cannot have mass must not hold the others down; the others must stay where the dual is finite
+    least_a, least_b = left.least(side_a), right.least(side_b)
+    g = torch.where(live_b, right.trimmed(g if least_b is None else torch.maximum(g, least_b), side_b), -torch.inf)
+    if least_a is not None:
+        g = torch.minimum(g, geometry.cmin(torch.where(live_a, least_a, -torch.inf), dim=0)[0])
+    f = left.trimmed(geometry.cmin(g)[0], side_a)
+    g = geometry.cmin(torch.where(live_a, f, -torch.inf), dim=0)[0]
+    f, g = _lifted(f, least_a, live_a), _lifted(g, least_b, live_b)
+    size = (problem.a * f.abs()).sum(-1) + (problem.b * g.abs()).sum(-1)
+    return left.dual(f, side_a) + right.dual(g, side_b), size
+
+
+def _lifted(f: Tensor, least: Tensor | None, live: Tensor) -> Tensor:
+    """Potentials that fell below their bound by rounding, back on it; those that count for nothing, too."""
+    if least is None:
+        return f
+    scale = torch.where(torch.isfinite(f), f.abs(), 0).amax(-1, keepdim=True) + least.abs()
+    low = (f < least) & ((f > least - 1e-13 * scale) | ~live)
+    return torch.where(low, least, f)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from ._inputs import float_tensor, is_real, weights_tensor
 from .errors import InvalidInput, refuse
 from .geometry import Geometry
+from .marginals import ROUNDING, Exact, Marginal, Side
 from .regularizers import Regularizer
 
-__all__ = ["KL", "Exact", "Marginal", "Problem", "Relative"]
+__all__ = ["Problem", "Relative"]
 
 
 @dataclass(frozen=True)
@@ -34,84 +35,9 @@ class Relative:
             refuse("Relative", "a positive finite fraction of the mean cost", repr(self.fraction))
 
 
-class Marginal(ABC):
-    """What one marginal of the plan must do: a convex penalty phi(P1 | a), seen through three operations."""
-
-    @abstractmethod
-    def prox(self, f: Tensor, epsilon: float | Tensor) -> Tensor:
-        """The best potential, given the soft c-transform f that an exact marginal would take."""
-
-    @abstractmethod
-    def target(self, f: Tensor, a: Tensor) -> Tensor:
-        """The marginal that the plan must have when f is optimal."""
-
-    @abstractmethod
-    def penalty(self, r: Tensor, a: Tensor) -> Tensor:
-        """phi(r | a) in the primal value, (*batch,)."""
-
-    @abstractmethod
-    def dual(self, f: Tensor, a: Tensor) -> Tensor:
-        """The term of f in the dual value, (*batch,)."""
-
-
-@dataclass(frozen=True)
-class Exact(Marginal):
-    """The marginal is met exactly: P1 = a."""
-
-    def prox(self, f: Tensor, epsilon: float | Tensor) -> Tensor:
-        return f
-
-    def target(self, f: Tensor, a: Tensor) -> Tensor:
-        return a
-
-    def penalty(self, r: Tensor, a: Tensor) -> Tensor:
-        return torch.zeros_like(a.sum(-1))
-
-    def dual(self, f: Tensor, a: Tensor) -> Tensor:
-        return torch.where(a > 0, a * f, 0).sum(-1)
-
-
-@dataclass(frozen=True)
-class KL(Marginal):
-    """A soft marginal: rho KL(P1 | a), with KL(r | a) = sum r log(r / a) - r + a.
-
-    Args:
-        rho: > 0, in cost units; large means nearly exact.
-    """
-
-    rho: float
-
-    def __post_init__(self) -> None:
-        if not (is_real(self.rho) and 0 < self.rho < math.inf):
-            refuse(
-                "KL rho",
-                "a positive finite number in cost units",
-                repr(self.rho),
-                "Use Exact() for a hard one.",
-            )
-
-    def prox(self, f: Tensor, epsilon: float | Tensor) -> Tensor:
-        if isinstance(epsilon, Tensor) and epsilon.dim():
-            epsilon = epsilon.unsqueeze(-1)
-        return f * (self.rho / (self.rho + epsilon))
-
-    def target(self, f: Tensor, a: Tensor) -> Tensor:
-        return a * (-f / self.rho).exp()
-
-    def penalty(self, r: Tensor, a: Tensor) -> Tensor:
-        return self.rho * (torch.special.xlogy(r, r) - torch.special.xlogy(r, a) - r + a).sum(-1)
-
-    def dual(self, f: Tensor, a: Tensor) -> Tensor:
-        return -self.rho * (a * torch.expm1(-f / self.rho)).sum(-1)
-
-
-# Masses that differ by rounding only are made equal; more is an error of the caller.
-_MASS_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
-
-
 @dataclass(frozen=True)
 class Problem:
-    """Minimise <P, C> + eps KL(P | a ⊗ b) + phi_a(P1) + phi_b(P^T 1) over P >= 0; or Omega(P) instead of eps KL.
+    """Minimise <P, C> + eps KL(P | R) + phi_a(P1) + phi_b(P^T 1) over P >= 0; or Omega(P) instead of eps KL.
 
     Build it with `Problem.make`, which checks; the fields are then consistent.
 
@@ -121,6 +47,8 @@ class Problem:
         marginals: what the row and the column marginal must do.
         epsilon: in cost units, (*batch,) or (); None for the unregularised problem.
         regularizer: Omega, such as `SquaredNorm(gamma, k)`, for exact marginals and no epsilon.
+        reference: the measure R of the entropy. "product" is a ⊗ b; "counting" is all ones, where the term reads
+            eps sum P (log P - 1) and weights of zero leave room for mass if the marginal allows it.
     """
 
     geometry: Geometry
@@ -129,6 +57,7 @@ class Problem:
     marginals: tuple[Marginal, Marginal] = (Exact(), Exact())
     epsilon: Tensor | None = None
     regularizer: Regularizer | None = None
+    reference: str = "product"
 
     @classmethod
     def make(
@@ -140,13 +69,14 @@ class Problem:
         marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
         epsilon: float | Relative | Tensor | None = None,
         regularizer: Regularizer | None = None,
+        reference: str = "product",
     ) -> Problem:
         """Check the parts and put them together.
 
         Raises:
-            InvalidInput: weights of the wrong shape, negative, not finite, without mass, or of unequal total where
-                a marginal is exact; an epsilon that is not positive; another type of marginal; a regularizer together
-                with an epsilon or a soft marginal.
+            InvalidInput: weights of the wrong shape, negative, not finite, without mass; totals that the marginals
+                cannot reconcile; an epsilon that is not positive; another type of marginal; a regularizer together
+                with an epsilon or a soft marginal; an unknown reference.
         """
         n, m = geometry.shape
         like = geometry.tensors[0]
@@ -162,10 +92,16 @@ class Problem:
         a, b = a.expand(*batch, n), b.expand(*batch, m)
         pair = marginals if isinstance(marginals, tuple) else (marginals, marginals)
         if len(pair) != 2 or not all(isinstance(p, Marginal) for p in pair):
-            refuse("marginals", "Exact(), KL(rho), or a pair of them", repr(marginals))
+            refuse("marginals", "a Marginal such as Exact() or KL(rho), or a pair of them", repr(marginals))
+        if reference not in ("product", "counting"):
+            refuse("reference", "'product' or 'counting'", repr(reference))
+        pair = (pair[0].map(lambda t: t.to(a)), pair[1].map(lambda t: t.to(b)))
         if isinstance(pair[0], Exact) and isinstance(pair[1], Exact):
             b = _equal_masses(a, b)
-        problem = cls(geometry, a, b, pair)
+        problem = cls(geometry, a, b, pair, reference=reference)
+        for marginal, side, name in zip(pair, problem.sides, "ab"):
+            marginal.check(side, name)
+        _check_totals(problem)
         if regularizer is not None:
             _check_regularizer(regularizer, problem, epsilon)
         return replace(problem, epsilon=_epsilon(epsilon, problem), regularizer=regularizer)
@@ -179,24 +115,58 @@ class Problem:
         return self.a.shape[:-1]
 
     @property
+    def sides(self) -> tuple[Side, Side]:
+        """Weights, reference and epsilon of each side, as marginals take them."""
+        return self.sides_at(self.epsilon)
+
+    def sides_at(self, epsilon: Tensor | None) -> tuple[Side, Side]:
+        """The sides at another epsilon, (*batch,) or ()."""
+        line = epsilon.unsqueeze(-1) if epsilon is not None and epsilon.dim() else epsilon
+        if self.reference == "product":
+            return Side(self.a, self.a, line), Side(self.b, self.b, line)
+        return Side(self.a, torch.ones_like(self.a), line), Side(self.b, torch.ones_like(self.b), line)
+
+    @property
+    def reference_mass(self) -> Tensor:
+        """The mass of R in eps KL(P | R), (*batch,); zero for the counting measure, whose term leaves it out."""
+        if self.reference == "product":
+            return self.a.sum(-1) * self.b.sum(-1)
+        return torch.zeros_like(self.a.sum(-1))
+
+    @property
     def T(self) -> Problem:
         """The problem with source and target exchanged."""
         regularizer = None if self.regularizer is None else self.regularizer.T
-        return Problem(self.geometry.T, self.b, self.a, self.marginals[::-1], self.epsilon, regularizer)
+        return replace(
+            self,
+            geometry=self.geometry.T,
+            a=self.b,
+            b=self.a,
+            marginals=self.marginals[::-1],
+            regularizer=regularizer,
+        )
 
     def detach(self) -> Problem:
         """The same problem without gradient history."""
-        epsilon = None if self.epsilon is None else self.epsilon.detach()
-        fixed = self.geometry.detach()
-        return replace(self, geometry=fixed, a=self.a.detach(), b=self.b.detach(), epsilon=epsilon)
+        return self._mapped(Tensor.detach, self.geometry.detach())
 
     def double(self) -> Problem:
         """The same problem in float64."""
-        epsilon = None if self.epsilon is None else self.epsilon.double()
-        a, b = self.a.double(), self.b.double()
+        out = self._mapped(Tensor.double, self.geometry.to(torch.float64))
         if self.balanced:
-            b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
-        return replace(self, geometry=self.geometry.to(torch.float64), a=a, b=b, epsilon=epsilon)
+            out = replace(out, b=out.b * (out.a.sum(-1, keepdim=True) / out.b.sum(-1, keepdim=True)))
+        return out
+
+    def _mapped(self, function: Callable[[Tensor], Tensor], geometry: Geometry) -> Problem:
+        left, right = self.marginals
+        return replace(
+            self,
+            geometry=geometry,
+            a=function(self.a),
+            b=function(self.b),
+            marginals=(left.map(function), right.map(function)),
+            epsilon=None if self.epsilon is None else function(self.epsilon),
+        )
 
     @property
     def balanced(self) -> bool:
@@ -208,7 +178,7 @@ def _equal_masses(a: Tensor, b: Tensor) -> Tensor:
     with torch.no_grad():
         mass_a, mass_b = a.double().sum(-1), b.double().sum(-1)
         difference = (mass_a - mass_b).abs() / mass_a
-    if (difference > _MASS_TOLERANCE[a.dtype]).any():
+    if (difference > ROUNDING[a.dtype]).any():
         worst = int(difference.argmax())
         raise InvalidInput(
             f"a and b: expected equal total masses for exact marginals, got {float(mass_a.flatten()[worst]):.9g} and "
@@ -216,6 +186,23 @@ def _equal_masses(a: Tensor, b: Tensor) -> Tensor:
             f"differ with marginals=KL(rho)."
         )
     return b * (mass_a / mass_b).to(b.dtype).unsqueeze(-1)
+
+
+def _check_totals(problem: Problem) -> None:
+    """The masses that one side can take and those of the other must have one in common."""
+    with torch.no_grad():
+        (low_a, high_a), (low_b, high_b) = (p.masses(side) for p, side in zip(problem.marginals, problem.sides))
+        room = 1 + ROUNDING[low_a.dtype]
+        bad = (low_a > high_b * room) | (low_b > high_a * room)
+        if bool(bad.any()):
+            worst = int(bad.to(torch.uint8).argmax())
+            ranges = [f"[{float(u.flatten()[worst]):.9g}, {float(v.flatten()[worst]):.9g}]"
+                      for u, v in ((low_a, high_a), (low_b, high_b))]  # fmt: skip
+            left, right = problem.marginals
+            raise InvalidInput(
+                f"marginals: expected a mass that both sides can take, got {left!r} with {ranges[0]} for a and "
+                f"{right!r} with {ranges[1]} for b. Change the masses, or soften a side with KL(rho)."
+            )
 
 
 def _check_regularizer(regularizer: Regularizer, problem: Problem, epsilon: object) -> None:

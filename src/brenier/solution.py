@@ -14,6 +14,7 @@ from .adjoint import Adjoint, Envelope
 from .certificate import Certificate, certify
 from .errors import refuse
 from .geometry import Geometry, PointCloud
+from .marginals import Exact
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 
@@ -65,7 +66,16 @@ class Potentials:
         cloud = s._new_cloud(points, problem.geometry)
         new, _ = s._transform(problem, other, cloud)
         if problem.epsilon is not None:
-            new = problem.marginals[0].prox(new, problem.epsilon)
+            marginal = problem.marginals[0]
+            if not marginal.extends or problem.reference != "product":
+                refuse(
+                    "potentials at new points",
+                    "the product reference, and a marginal with one parameter for all points",
+                    f"{marginal!r} and reference={problem.reference!r}",
+                    "Use solution.map, which needs no potential there.",
+                )
+            ones = torch.ones_like(new)
+            new = marginal.prox(new, problem.sides[0]._replace(weights=ones, reference=ones))
         return s.kind.array(new)
 
     def __repr__(self) -> str:
@@ -132,23 +142,27 @@ class Solution:
     def _marginals(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             r = self._plan.row_sums()
-            if isinstance(self._plan, GibbsPlan):  # the last update was that of g, which fixes the columns
-                return r, self.problem.marginals[1].target(self.g, self.problem.b)
+            if isinstance(self._plan, GibbsPlan) and isinstance(self.problem.marginals[1], Exact):
+                return r, self.problem.b.detach()  # the last update was that of g, which fixes the columns
             return r, self._plan.col_sums()
 
     @cached_property
     def _value(self) -> Tensor:
         with torch.no_grad():
             r, c = (t.double() for t in self._marginals)
-            p = self.problem.detach()
-            a, b = p.a.double(), p.b.double()
+            p = self._double
             if p.epsilon is None:
                 total = self._plan.cost().double() + self._regularization()
-            else:  # <P, C> + eps KL through the potentials: log(P / ab) = (f + g - C) / eps
+            else:  # <P, C> + eps KL through the potentials: log(P / R) = (f + g - C) / eps
                 f, g = self.f.double(), self.g.double()
                 total = torch.where(r > 0, r * f, 0).sum(-1) + torch.where(c > 0, c * g, 0).sum(-1)
-                total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
-            return total + p.marginals[0].penalty(r, a) + p.marginals[1].penalty(c, b)
+                total = total - p.epsilon * (r.sum(-1) - p.reference_mass)
+            (left, right), (side_a, side_b) = p.marginals, p.sides
+            return total + left.penalty(r, side_a) + right.penalty(c, side_b)
+
+    @cached_property
+    def _double(self) -> Problem:
+        return self.problem.detach().double()
 
     def _regularization(self) -> Tensor:
         regularizer = self.problem.regularizer
@@ -167,12 +181,11 @@ class Solution:
     def dual_value(self) -> Any:
         """The dual function at the potentials: a lower bound of the minimum, (*batch,)."""
         with torch.no_grad():
-            p = self.problem.detach()
-            a, b = p.a.double(), p.b.double()
-            total = p.marginals[0].dual(self.f.double(), a) + p.marginals[1].dual(self.g.double(), b)
+            p = self._double
+            (left, right), (side_a, side_b) = p.marginals, p.sides
+            total = left.dual(self.f.double(), side_a) + right.dual(self.g.double(), side_b)
             if p.epsilon is not None:
-                r = self._marginals[0].double()
-                total = total - p.epsilon.double() * (r.sum(-1) - a.sum(-1) * b.sum(-1))
+                total = total - p.epsilon * (self._marginals[0].double().sum(-1) - p.reference_mass)
             if p.regularizer is not None:  # P = grad Omega*(f + g - C): Omega* by Fenchel's equality
                 r, c = (t.double() for t in self._marginals)
                 gain = (r * self.f.double()).sum(-1) + (c * self.g.double()).sum(-1)
@@ -238,9 +251,7 @@ class Solution:
 
     @staticmethod
     def _absorbed(problem: Problem, g: Tensor) -> Tensor:
-        assert problem.epsilon is not None
-        epsilon = problem.epsilon.unsqueeze(-1) if problem.epsilon.dim() else problem.epsilon
-        return g.to(problem.b) + epsilon * problem.b.log()
+        return g.to(problem.b) + problem.sides[1].absorbed()
 
     @staticmethod
     def _transform(problem: Problem, g: Tensor, cloud: PointCloud) -> tuple[Tensor, Tensor | None]:

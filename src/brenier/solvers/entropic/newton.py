@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...adjoint import log_weights
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry
+from ...marginals import Exact, log_weights
 from ...plan import GibbsPlan
-from ...problem import Exact, Problem
+from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_number, check_start
 from .relaxation import Plain
@@ -146,6 +146,8 @@ class _NewtonSolver(Solver[NewtonState]):
             refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
         if not all(isinstance(p, Exact) for p in problem.marginals):
             refuse(self.name, "exact marginals", repr(problem.marginals), "Use solver='sinkhorn' for soft ones.")
+        if problem.reference != "product":
+            refuse(self.name, "the product reference", repr(problem.reference), "Use solver='sinkhorn' for another.")
         check_start(f"{self.name} start f", self.f, problem.shape[0])
         check_start(f"{self.name} start g", self.g, problem.shape[1])
 
