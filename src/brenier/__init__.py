@@ -11,7 +11,7 @@ from .adjoint import Adjoint, Envelope
 from .api import solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
-from .geometry import CostMatrix, Geometry, Grid, PointCloud
+from .geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
 from .marginals import KL, TV, Exact, Free, Marginal, Partial, Slack
 from .plan import Plan
 from .problem import Problem, Relative
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "PointCloud",
     "Problem",
+    "Ragged",
     "Regularizer",
     "Relative",
     "Slack",

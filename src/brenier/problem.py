@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._inputs import float_tensor, is_real, weights_tensor
+from ._inputs import float_tensor, is_real
 from .errors import InvalidInput, refuse
 from .geometry import Geometry
 from .marginals import ROUNDING, Exact, Marginal, Side
@@ -79,8 +79,7 @@ class Problem:
                 with an epsilon or a soft marginal; an unknown reference.
         """
         n, m = geometry.shape
-        like = geometry.tensors[0]
-        a, b = weights_tensor(a, n, "a", like), weights_tensor(b, m, "b", like)
+        a, b = geometry.masses(a, b)
         try:
             batch = torch.broadcast_shapes(geometry.batch_shape, a.shape[:-1], b.shape[:-1])
         except RuntimeError:

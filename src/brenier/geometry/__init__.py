@@ -4,5 +4,6 @@ from .base import Geometry
 from .grid import Grid
 from .matrix import CostMatrix
 from .pointcloud import PointCloud
+from .ragged import Ragged
 
-__all__ = ["CostMatrix", "Geometry", "Grid", "PointCloud"]
+__all__ = ["CostMatrix", "Geometry", "Grid", "PointCloud", "Ragged"]

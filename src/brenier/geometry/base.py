@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from .._inputs import Kind
+from .._inputs import Kind, weights_tensor
 from ..errors import refuse
 from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
@@ -114,6 +114,18 @@ class Geometry(ABC):
     def detach(self) -> Self:
         """The same geometry without gradient history."""
         return self.with_tensors(*(t.detach() for t in self.tensors))
+
+    def item(self, index: tuple[int, ...]) -> Geometry:
+        """The geometry of one item of a batch, whose axes may be more than those of the geometry; no batch axes."""
+        lead = self.batch_shape
+        own = tuple(0 if size == 1 else i for size, i in zip(lead, index[len(index) - len(lead) :]))
+        return self.with_tensors(*(t[own] for t in self.tensors)) if lead else self
+
+    def masses(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+        """Read the weights of the rows (*batch, n) and the columns (*batch, m); uniform with total mass 1 when None."""
+        n, m = self.shape
+        like = self.tensors[0]
+        return weights_tensor(a, n, "a", like), weights_tensor(b, m, "b", like)
 
     def mean_cost(self, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Mean of the cost under a ⊗ b (uniform by default), (*batch,): the scale that `Relative` multiplies."""

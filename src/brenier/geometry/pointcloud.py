@@ -15,7 +15,7 @@ from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
 
-__all__ = ["PointCloud"]
+__all__ = ["PointCloud", "read_cloud"]
 
 
 def _negative_product(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]) -> Tensor:
@@ -37,6 +37,18 @@ def _pick(points: Tensor, index: Tensor) -> Tensor:
     d = points.shape[-1]
     points = points.expand(*index.shape[:-1], *points.shape[-2:])
     return points.gather(-2, index.unsqueeze(-1).expand(*index.shape, d))
+
+
+def read_cloud(points: Any, name: str) -> Tensor:
+    """Read points (*batch, n, d); (n,) is (n, 1)."""
+    out = float_tensor(points, name)
+    if out.dim() == 1:
+        out = out.unsqueeze(-1)
+    if out.dim() < 2:
+        refuse(name, "points of shape (*batch, n, d)", f"shape {tuple(out.shape)}")
+    if 0 in out.shape:
+        refuse(name, "at least one point and one coordinate", f"shape {tuple(out.shape)}")
+    return out
 
 
 class PointCloud(PairGeometry):
@@ -69,8 +81,8 @@ class PointCloud(PairGeometry):
     ) -> None:
         self.ground = as_cost(cost)
         self.kind = kind_of(x, y)
-        x = self._cloud(x, "x")
-        y = x if y is None else self._cloud(y, "y")
+        x = read_cloud(x, "x")
+        y = x if y is None else read_cloud(y, "y")
         same_place(x, "x", y, "y")
         for points, name in ((x, "x"), (y, "y")):
             check_finite(points, name, "finite coordinates", "Drop or impute those rows.")
@@ -91,17 +103,6 @@ class PointCloud(PairGeometry):
             )
         self.ground.check(x.shape[-1])
         self._set(x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:]))
-
-    @staticmethod
-    def _cloud(points: Any, name: str) -> Tensor:
-        out = float_tensor(points, name)
-        if out.dim() == 1:
-            out = out.unsqueeze(-1)
-        if out.dim() < 2:
-            refuse(name, "points of shape (*batch, n, d)", f"shape {tuple(out.shape)}")
-        if 0 in out.shape:
-            refuse(name, "at least one point and one coordinate", f"shape {tuple(out.shape)}")
-        return out
 
     def _set(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
@@ -192,7 +193,8 @@ class _Transposed(PointCloud):
             return block(cols, rows).mT
 
         swap = _negative_product if block is _negative_product else swapped
-        return Pairs(pairs.cols, pairs.rows, swap, self.shape, pairs.kind), c, r
+        blocks = None if pairs.blocks is None else pairs.blocks.T
+        return Pairs(pairs.cols, pairs.rows, swap, self.shape, pairs.kind, blocks), c, r
 
     def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
         return self._original.cost_at(cols, rows)

@@ -533,14 +533,11 @@ def _unbatched(problem: Problem) -> list[Problem]:
     batch = problem.batch_shape
     if not batch:
         return [problem]
-    lead = problem.geometry.batch_shape
     out = []
     for index in np.ndindex(*batch):
-        own = tuple(0 if size == 1 else i for size, i in zip(lead, index[len(index) - len(lead) :]))
-        geometry = problem.geometry.with_tensors(*(t[own] for t in problem.geometry.tensors)) if lead else None
         out.append(
             Problem(
-                problem.geometry if geometry is None else geometry,
+                problem.geometry.item(index),
                 problem.a[index],
                 problem.b[index],
                 problem.marginals,

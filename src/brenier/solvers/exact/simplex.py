@@ -7,9 +7,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
+from ...geometry import Geometry
 from ...kernels import simplex
 from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
@@ -72,14 +74,8 @@ class NetworkSimplex(Solver[SimplexState]):
     def step(self, problem: Problem, state: SimplexState) -> SimplexState:
         if self.engine == "auto":
             warn_without_native()
-        n, m = problem.shape
-        cost = problem.geometry.to(torch.float64).tile()
-        if not torch.isfinite(cost).all():
-            refuse(
-                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
-            )
         batch = problem.batch_shape
-        costs = cost.expand(*batch, n, m).reshape(-1, n, m)
+        geometry = problem.geometry.to(torch.float64)
         a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
         f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
         b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
@@ -88,7 +84,7 @@ class NetworkSimplex(Solver[SimplexState]):
         a, b = torch.ldexp(a, -exponent), torch.ldexp(b, -exponent)
         results = [
             simplex.network_simplex(
-                costs[k].contiguous().cpu().numpy(),
+                self._cost(geometry, index),
                 a[k].cpu().numpy(),
                 b[k].cpu().numpy(),
                 f=None if f is None else f[k].cpu().numpy(),
@@ -96,10 +92,20 @@ class NetworkSimplex(Solver[SimplexState]):
                 max_iter=self.max_pivots,
                 engine=self.engine,
             )
-            for k in range(len(costs))
+            for k, index in enumerate(np.ndindex(*batch))
         ]
         scales = exponent.flatten().tolist()
         return SimplexState(tuple(r._replace(mass=np.ldexp(r.mass, e)) for r, e in zip(results, scales)))
+
+    @staticmethod
+    def _cost(geometry: Geometry, index: tuple[int, ...]) -> NDArray[np.float64]:
+        """The cost matrix of one item of the batch."""
+        cost = geometry.item(index).tile()
+        if not torch.isfinite(cost).all():
+            refuse(
+                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
+            )
+        return cost.contiguous().cpu().numpy()
 
     def terminate(self, problem: Problem, state: SimplexState) -> tuple[Status, ...] | None:
         return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)
