@@ -18,7 +18,7 @@ from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
-from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
+from .solvers import DualAscent, Monotone, Multiscale, NetworkSimplex, Newton, Sinkhorn, Solver, SparseNewton, run
 
 __all__ = ["solve"]
 
@@ -26,6 +26,7 @@ __all__ = ["solve"]
 _DENSE_LIMIT = 20_000**2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
+    "multiscale": Multiscale,
     "sns": SparseNewton,
     "newton": Newton,
     "network-simplex": NetworkSimplex,
@@ -73,8 +74,8 @@ def solve(
             `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
-        solver: "auto", "sinkhorn", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a `Solver`. "sns"
-            reaches high accuracy at small epsilon.
+        solver: "auto", "sinkhorn", "multiscale", "sns", "newton", "network-simplex", "monotone", "dual-ascent", or a
+            `Solver`. "multiscale" is for many points of few dimensions, "sns" reaches high accuracy at small epsilon.
         tol: marginal error relative to the mass; solvers of regularised problems only.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries; `Envelope()` gives those of the value.

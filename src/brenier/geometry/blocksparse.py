@@ -1,4 +1,4 @@
-"""Point clouds whose sums over pairs skip the pairs of clusters that carry next to no mass, with a bound on what is lost."""
+"""Point clouds whose sums over pairs skip pairs of clusters that carry next to no mass, with a bound on the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..costs import Cost, Lp, Mahalanobis, SqEuclidean
 from ..errors import refuse
-from ..kernels import engine as kernels
 from ..kernels.reference import Blocks, Pairs
 from .base import Lines, PairGeometry, Support
 from .clusters import Array, Clusters
@@ -37,8 +36,8 @@ class ClusteredCloud:
     """A point cloud with a tree of clusters on each side: the search for the pairs of clusters that matter.
 
     Args:
-        cloud: without batch axes, with a cost that can be bounded between boxes: "sqeuclidean", `Mahalanobis`, or a norm
-            (`Lp` of power 1).
+        cloud: without batch axes, with a cost that can be bounded between boxes: "sqeuclidean", `Mahalanobis`, or a
+            norm (`Lp` of power 1).
         size: points of a cluster at most.
 
     Raises:
@@ -47,8 +46,14 @@ class ClusteredCloud:
 
     def __init__(self, cloud: PointCloud, size: int) -> None:
         check_cloud(cloud)
-        x, y = (_mapped(cloud.ground, t) for t in cloud.detach()._centred())
+        x, y = _coordinates(cloud)
         self._set(cloud, Clusters.of(x), Clusters.of(y), size)
+
+    @classmethod
+    def _of(cls, cloud: PointCloud, rows: Clusters, cols: Clusters, size: int) -> ClusteredCloud:
+        out = object.__new__(cls)
+        out._set(cloud, rows, cols, size)
+        return out
 
     def _set(self, cloud: PointCloud, rows: Clusters, cols: Clusters, size: int) -> None:
         self.cloud, self.rows, self.cols, self.size = cloud, rows, cols, size
@@ -71,16 +76,13 @@ class ClusteredCloud:
 
     @cached_property
     def T(self) -> ClusteredCloud:
-        out = object.__new__(ClusteredCloud)
-        out._set(self.cloud.T, self.cols, self.rows, self.size)
+        out = self._of(self.cloud.T, self.cols, self.rows, self.size)
         out.T = self
         return out
 
-    def to(self, dtype: torch.dtype) -> ClusteredCloud:
-        """The same trees over the cloud in another precision."""
-        out = object.__new__(ClusteredCloud)
-        out._set(self.cloud.to(dtype), self.rows, self.cols, self.size)
-        return out
+    def with_tensors(self, *tensors: Tensor) -> ClusteredCloud:
+        """The same trees over the cloud on other tensors (a cast, a detached copy)."""
+        return self._of(self.cloud.with_tensors(*tensors), self.rows, self.cols, self.size)
 
     def in_order(self, h: Tensor, side: int) -> Array:
         """A vector of one side as float64 numbers in tree order."""
@@ -93,7 +95,7 @@ class ClusteredCloud:
 
         Args:
             depths: None keeps the points of a side, in tree order.
-            a, b: masses (n,) and (m,); the point of a cluster is its mean under them, the plain mean where there is none.
+            a, b: masses (n,) and (m,); the point of a cluster is its mean under them, the plain mean without mass.
         """
         points, losses = [], []
         for side, (tree, depth, weight) in enumerate(zip((self.rows, self.cols), depths, (a, b))):
@@ -109,11 +111,10 @@ class ClusteredCloud:
             loss = self.cloud.ground(own, torch.from_numpy(tree.spread(mean, depth)).to(own)).double().cpu().numpy()
             losses.append(float(loss @ mass / mass.sum()))
         cloud = PointCloud(points[0], points[1], self.cloud.ground)
-        x, y = (_mapped(cloud.ground, t) for t in cloud._centred())
+        x, y = _coordinates(cloud)
         bottom = (t.deepest if d is None else d for t, d in zip((self.rows, self.cols), depths))
-        out = object.__new__(ClusteredCloud)
-        out._set(cloud, *(Clusters(p, None, d) for p, d in zip((x, y), bottom)), self.size)
-        return out, max(losses, default=0.0)
+        rows, cols = (Clusters(p, None, d) for p, d in zip((x, y), bottom))
+        return self._of(cloud, rows, cols, self.size), max(losses, default=0.0)
 
     def sums(self, depths: tuple[int | None, int | None], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """The masses of the points of `coarse`."""
@@ -123,15 +124,13 @@ class ClusteredCloud:
             out.append(torch.from_numpy(mass if depth is None else tree.sums(mass, depth)).to(weight))
         return out[0], out[1]
 
-    def towards(self, coarse: ClusteredCloud, kept: Blocks | None) -> PairGeometry:
-        """The rows of this cloud against the columns of a coarse copy, over the pairs kept there."""
-        cloud = PointCloud(self.cloud.x, coarse.sorted.y, self.cloud.ground)
+    def onto(self, fine: ClusteredCloud, kept: Blocks | None) -> PairGeometry:
+        """The rows of this coarse copy against the columns of the cloud below, over the pairs kept here."""
+        cloud = PointCloud(self.cloud.x, fine.cloud.y, self.cloud.ground)
         if kept is None:
             return cloud
-        mixed = object.__new__(ClusteredCloud)
-        mixed._set(cloud, self.rows, coarse.cols, self.size)
-        starts = torch.from_numpy(self.rows.starts(coarse.depths[0]))
-        return BlockSparse(mixed, replace(kept, row_starts=starts))
+        mixed = self._of(cloud, self.rows, fine.cols, self.size)
+        return BlockSparse(mixed, replace(kept, col_starts=torch.from_numpy(fine.cols.starts(self.depths[1]))))
 
     def heavy(
         self,
@@ -142,16 +141,22 @@ class ClusteredCloud:
         b: Tensor,  # (m,)
         budget: float,
     ) -> BlockSparse:
-        r"""Keep so many pairs of clusters that the plan a_i b_j exp((f_i + g_j - c_ij) / eps) has at most `budget` outside.
+        r"""Keep pairs of clusters, so that a_i b_j exp((f_i + g_j - c_ij) / eps) has at most the mass `budget` outside.
 
-        In a cluster with centre x_I let f_i = f_I(u_i) + r_i, with f_I(u) = <p_I, u> the best affine fit and u = x - x_I.
-        The mass of the pair (I, J) is at most
+        In a cluster with centre x_I let f_i = <p_I, u_i> + r_i, with u_i = x_i - x_I and p_I the slope of the best
+        affine fit; likewise g_j = <q_J, v_j> + s_j. The mass of the pair (I, J) is at most
 
-            sum_i a_i exp(r_i / eps) sum_j b_j exp(r_j / eps) max_{u, v} exp((f_I(u) + g_J(v) - c(x_I + u, y_J + v)) / eps),
+          sum_i a_i exp(r_i / eps) sum_j b_j exp(s_j / eps) exp(max (<p_I, u> + <q_J, v> - c(x_I + u, y_J + v)) / eps),
 
-        and the maximum over boxes has a simple bound (see `_separable` and `_norm`). The search goes down both trees and
-        only looks at the children of pairs that were kept. The best pair of each cluster is kept whatever its mass, so
-        that no potential is lost. About O(k log n) time for k kept pairs, beside one pass over the points.
+        and the maximum over u and v in boxes has a simple bound (`_separable`, `_norm`). The search goes down both
+        trees and looks at the children of pairs that were kept, and no others. The best pair of each cluster is kept
+        whatever its mass, so that no potential is lost. One pass over the points, and O(k) time for k kept pairs.
+
+        Args:
+            f, g: potentials, in the order of the cloud.
+            epsilon: in cost units.
+            a, b: masses.
+            budget: > 0.
         """
         F = self.in_order(f, 0), _log(self.in_order(a, 0))
         G = self.in_order(g, 1), _log(self.in_order(b, 1))
@@ -162,11 +167,8 @@ class ClusteredCloud:
         F, G = self.in_order(f, 0), self.in_order(g, 1)
         return self._search((F, np.where(np.isneginf(F), F, 0)), (G, np.where(np.isneginf(G), G, 0)), 0.0, 0.0)
 
-    def _search(
-        self, F: tuple[Array, Array], G: tuple[Array, Array], epsilon: float, log_budget: float
-    ) -> BlockSparse:
+    def _search(self, F: tuple[Array, Array], G: tuple[Array, Array], epsilon: float, log_budget: float) -> BlockSparse:
         bound = _bound_of(self.cloud.ground)
-        n, m = self.cloud.shape
         steps = max(0, max(self.depths) - _TOP_DEPTH)
         path = [tuple(max(0, d - steps + t) for d in self.depths) for t in range(steps + 1)]
         rows = _faces(self.rows, *F, epsilon, self.depths[0], path[0][0])
@@ -175,10 +177,10 @@ class ClusteredCloud:
         i = torch.arange(2 ** path[0][0]).repeat_interleave(2 ** path[0][1])
         j = torch.arange(2 ** path[0][1]).repeat(2 ** path[0][0])
         dropped = []
-        for t, (k, l) in enumerate(path):
+        for t, (p, q) in enumerate(path):
             if t:
-                i, j = _children(i, j, k > path[t - 1][0], l > path[t - 1][1])
-            values = _evaluate(bound, rows[k], cols[l], i, j)
+                i, j = _children(i, j, p > path[t - 1][0], q > path[t - 1][1])
+            values = _evaluate(bound, rows[p], cols[q], i, j)
             if epsilon > 0:
                 values /= epsilon
                 # half of the budget for the last depth, the rest in equal parts for those above
@@ -186,21 +188,21 @@ class ClusteredCloud:
                 keep = _heaviest(values, log_budget + math.log(share))
             else:
                 keep = values >= -_ROUNDING * size
-            keep |= _best(values, i, 2**k) | _best(values, j, 2**l)
+            keep |= _best(values, i, 2**p) | _best(values, j, 2**q)
             if epsilon > 0:
                 mass = torch.where(keep, 0, values.exp())
-                dropped.append(Dropped(*(mass.new_zeros(2**d).index_add(0, e, mass) for d, e in ((k, i), (l, j)))))
+                dropped.append(Dropped(*(mass.new_zeros(2**d).index_add(0, e, mass) for d, e in ((p, i), (q, j)))))
             i, j = i[keep], j[keep]
         blocks = self._blocks(i, j)
         return BlockSparse(self, blocks, tuple(dropped))
 
     def _blocks(self, i: Tensor, j: Tensor) -> Blocks:
-        k, l = (2**d for d in self.depths)
-        key = torch.from_numpy(np.sort((i * l + j).numpy()))
-        counts = torch.bincount(key // l, minlength=k)
+        n_rows, n_cols = (2**d for d in self.depths)
+        key = torch.from_numpy(np.sort((i * n_cols + j).numpy()))
+        counts = torch.bincount(key // n_cols, minlength=n_rows)
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        starts = (torch.from_numpy(t.starts(d)) for t, d in zip((self.rows, self.cols), self.depths))
-        return Blocks(*starts, indptr, key % l)
+        rows, cols = (torch.from_numpy(t.starts(d)) for t, d in zip((self.rows, self.cols), self.depths))
+        return Blocks(rows, cols, indptr, key % n_cols)
 
 
 class Dropped(NamedTuple):
@@ -270,10 +272,7 @@ class BlockSparse(PairGeometry):
         return self.cloud.tensors
 
     def with_tensors(self, *tensors: Tensor) -> Self:
-        out = object.__new__(ClusteredCloud)
-        old = self.clustered
-        out._set(self.cloud.with_tensors(*tensors), old.rows, old.cols, old.size)
-        return type(self)(out, self.blocks, self._dropped)
+        return type(self)(self.clustered.with_tensors(*tensors), self.blocks, self._dropped)
 
     @cached_property
     def T(self) -> BlockSparse:
@@ -366,11 +365,12 @@ def check_cloud(geometry: object) -> PointCloud:
     return geometry
 
 
-def _mapped(ground: Cost, points: Tensor) -> Array:
-    """Points in coordinates in which the cost is a function of their difference alone."""
-    points = points.double()
-    out: Array = (ground._map(points) if isinstance(ground, Mahalanobis) else points).cpu().numpy()
-    return out
+def _coordinates(cloud: PointCloud) -> tuple[Array, Array]:
+    """Both clouds in float64 coordinates in which the cost is a function of their difference alone."""
+    ground = cloud.ground
+    points = cloud.detach().to(torch.float64)._centred()
+    x, y = (ground._map(t) if isinstance(ground, Mahalanobis) else t for t in points)
+    return x.cpu().numpy(), y.cpu().numpy()
 
 
 class _Face(NamedTuple):
@@ -405,12 +405,12 @@ def _faces(tree: Clusters, h: Array, log_weight: Array, epsilon: float, depth: i
 
 
 def _face(centre: Array, half: Array, slope: Array, level: Array) -> _Face:
-    across = (torch.from_numpy(np.ascontiguousarray(t.T)) for t in (centre, half, slope))
-    return _Face(*across, torch.from_numpy(level))
+    x, s, p = (torch.from_numpy(np.ascontiguousarray(t.T)) for t in (centre, half, slope))
+    return _Face(x, s, p, torch.from_numpy(level))
 
 
 def _gather(values: Array, starts: NDArray[np.int64], epsilon: float) -> Array:
-    """eps log sum exp(values / eps) of each run; the maximum at eps = 0."""
+    """Return eps log sum exp(values / eps) of each run; its maximum at eps = 0."""
     top = np.maximum.reduceat(values, starts)
     if epsilon == 0:
         return np.asarray(top)
@@ -455,7 +455,7 @@ def _best(values: Tensor, line: Tensor, count: int) -> Tensor:
     return values >= top[line]
 
 
-# Bounds on max of <p, u> + <q, v> - c(x + u, y + v) over boxes |u| <= s, |v| <= t, with D = x - y. Written in w = u - v,
+# Bounds on max of <p, u> + <q, v> - c(x + u, y + v) over boxes |u| <= s, |v| <= t, with D = x - y. With w = u - v,
 # <p, u> + <q, v> = <(p - q) / 2, w> + <(p + q) / 2, u + v>: the second part is near zero for clusters that are matched,
 # whose slopes are opposite, and the first is taken together with the cost.
 

@@ -94,7 +94,7 @@ class Clusters:
         return np.repeat(values, np.diff(self.starts(depth)), 0)
 
     def slopes(self, h: Array, depth: int, top: int) -> dict[int, Array]:
-        """Gradients of the affine functions nearest to h (n,) in each cluster, (2^k, d) for each depth k = top .. depth.
+        """Gradients of the affine functions nearest to h (n,) in each cluster: (2^k, d) for each k = top .. depth.
 
         One pass over the points at the lowest depth; above it, moments of clusters are put together from their halves.
         """

@@ -1,6 +1,7 @@
 """Solvers: frozen recipes that one driver runs."""
 
 from .base import Solver, run
+from .entropic.multiscale import Multiscale
 from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
@@ -18,6 +19,7 @@ __all__ = [
     "Halving",
     "Method",
     "Monotone",
+    "Multiscale",
     "NetworkSimplex",
     "Newton",
     "OverRelaxation",

@@ -1,4 +1,4 @@
-"""Multiscale Sinkhorn: coarse to fine through trees of clusters, over block-sparse kernels with a bound on what they drop."""
+"""Sinkhorn from coarse to fine through trees of clusters, over sparse kernels with a bound on what they drop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..._inputs import is_count
-from ...adjoint import log_weights
 from ...errors import refuse
-from ...geometry import Geometry
-from ...geometry.blocksparse import BlockSparse, ClusteredCloud, check_cloud
+from ...geometry import BlockSparse, ClusteredCloud, Geometry
+from ...geometry.blocksparse import check_cloud
+from ...marginals import KL, Exact
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
@@ -26,7 +26,6 @@ __all__ = ["Multiscale", "MultiscaleState"]
 _BRANCHING = 3  # halvings between two scales: clusters of eight points become points
 _TRUNCATION = 0.01  # the share of the tolerance that dropped pairs may cost
 _SLACK = 3.0  # how far potentials may rise, in epsilon, before the dropped mass is bounded anew
-_RESOLUTION = 1.0  # the least epsilon of a scale, in mean costs between its points and what they stand for
 _AGE = 5  # iterations for which pairs may serve without a bound, as long as the error is above the tolerance
 _DENSE_SHARE = 0.5  # a larger share of kept pairs is no gain over all pairs
 _COARSE_ITERATIONS = 100  # at the last epsilon of a coarse scale
@@ -36,7 +35,7 @@ _PLAIN_ITERATIONS = 10  # for what is new at a scale, before it goes on with the
 class _Scale(NamedTuple):
     """The problem at one scale: clusters as points, their masses added up."""
 
-    problem: Problem  # its epsilon is the least that this scale resolves
+    problem: Problem  # its epsilon is not below the mean cost from a point to what stands for it
     weights: tuple[Tensor, Tensor]  # a and b, with an average mass where there is none
     clustered: ClusteredCloud | None  # None: all pairs
 
@@ -62,14 +61,22 @@ class Multiscale(Solver[MultiscaleState]):
     r"""Sinkhorn's algorithm from coarse to fine, for clouds of few dimensions and small epsilon.
 
     Both clouds are cut into clusters by median splits. Eight points become one from scale to scale; epsilon falls
-    together with the size of the clusters, and potentials go down a scale by soft c-transforms. At each scale only pairs
-    of clusters are visited that may carry mass: f and g are bounded by affine functions on each cluster, which bounds
+    together with the size of the clusters, and potentials go down a scale by soft c-transforms. At each scale only
+    pairs of clusters are visited that may carry mass: affine bounds of f and g on each cluster give an M_IJ with
 
         sum_{i in I, j in J} a_i b_j exp((f_i + g_j - c_ij) / eps) <= M_IJ,
 
-    and the lightest pairs are dropped so that their M_IJ add up to less than `tol` / 100 of the mass. Since a marginal of
-    the whole plan differs from that of the kept part by what was dropped, the error that is tested and reported, |P1 - a|
-    of the kept part plus twice the bound, is proved for the whole plan with all n m pairs, up to rounding.
+    and the lightest pairs are dropped so that their M_IJ add up to less than `tol` / 100 of the mass. A marginal of the
+    whole plan differs from that of the kept part by what was dropped, so the error that is tested and reported,
+    |P1 - a| of the kept part plus twice the bound, is proved for the plan with all n m pairs, up to rounding.
+
+    Takes a `PointCloud` without batch axes, with squared Euclidean or Mahalanobis cost or a norm, and marginals
+    `Exact()` or `KL(rho)`. `stats` holds `marginal_error` (proved as above), `truncation_bound` (twice the bound, over
+    the mass), `kept_share` of all pairs, `searches` for pairs at the finest scale, and `iterations` at each scale, the
+    coarsest first. The plan of the solution is the kept part.
+
+    O(n log^2 n) time for the trees, and O(n k) for an iteration, where k points lie within some sqrt(epsilon) of each
+    other; O(n) memory and the list of kept pairs of clusters.
 
     Args:
         tol: relative marginal error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
@@ -78,11 +85,16 @@ class Multiscale(Solver[MultiscaleState]):
         coarsest: points of the coarsest scale at most, which works on all pairs.
         relaxation: as for `Sinkhorn`.
 
-    `stats` holds `marginal_error` (proved, see above), `truncation_bound` (twice the bound, over the mass), `kept_share` of
-    all pairs, `searches` for pairs, and `iterations` at each scale, the coarsest first.
+    Raises:
+        InvalidInput: another geometry, cost, marginal or reference measure.
 
-    Complexity: O(n log^2 n) for the trees, and O(n k) time for an iteration, where k points lie within some sqrt(epsilon)
-    of one; O(n) memory and the list of kept pairs of clusters.
+    Example:
+        >>> import torch
+        >>> from brenier import Relative, solve
+        >>> x = torch.linspace(0, 1, 4000).unsqueeze(-1)
+        >>> solution = solve(x, x + 0.1, epsilon=Relative(0.001), tol=1e-3, solver="multiscale")
+        >>> solution.status.name, solution.stats["kept_share"] < 0.2
+        ('CONVERGED', True)
 
     Reference:
         Schmitzer (2019), Stabilized sparse scaling algorithms for entropy regularized transport problems; Feydy (2020),
@@ -102,13 +114,21 @@ class Multiscale(Solver[MultiscaleState]):
             check_number("tol", self.tol)
         for name in ("size", "coarsest"):
             if not is_count(getattr(self, name)):
-                refuse(name, "a positive integer", repr(getattr(self, name)))
+                refuse(f"Multiscale {name}", "a positive integer", repr(getattr(self, name)))
 
     def check(self, problem: Problem) -> None:
-        self._sinkhorn(problem).check(problem)
+        if problem.epsilon is None:
+            refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
         check_cloud(problem.geometry)
         if problem.batch_shape:
             refuse(self.name, "one problem", f"batch {tuple(problem.batch_shape)}", "Use solver='sinkhorn'.")
+        plain = (type(p) is Exact or (type(p) is KL and torch.as_tensor(p.rho).dim() == 0) for p in problem.marginals)
+        if not all(plain):
+            refuse(
+                self.name, "marginals Exact() or KL(rho) with one rho", str(problem.marginals), "Use solver='sinkhorn'."
+            )
+        if problem.reference != "product":
+            refuse(self.name, "reference='product'", repr(problem.reference), "Use solver='sinkhorn'.")
 
     # -- the contract of a solver ----------------------------------------------------------------------------
 
@@ -158,10 +178,13 @@ class Multiscale(Solver[MultiscaleState]):
     def finish(self, problem: Problem, state: MultiscaleState) -> Outcome:
         while state.at > 0:  # stopped early: the potentials go down all the same
             state = self._finer(state)
+        assert problem.epsilon is not None
+        state = state._replace(inner=state.inner._replace(epsilon=problem.epsilon))
         if self._stale(state):
             state = self._searched(state)
         part = replace(problem, geometry=state.geometry)
         plan, f, g, _ = self._sinkhorn(problem).finish(part, state.inner)
+        state = self._measured(state._replace(inner=state.inner._replace(f=f, g=g)))
         kept = state.geometry.kept_share if isinstance(state.geometry, BlockSparse) else 1.0
         stats: dict[str, Any] = {
             "marginal_error": self.error(state),
@@ -190,17 +213,17 @@ class Multiscale(Solver[MultiscaleState]):
             return [_Scale(problem, weights, None)]
         whole = ClusteredCloud(check_cloud(problem.geometry), self.size)
         out = [_Scale(problem, weights, whole)]
-        trees, depths = (whole.rows, whole.cols), [None, None]
+        depths: list[int | None] = [None, None]  # a side that is small enough keeps its points
         while max(out[-1].problem.shape) > self.coarsest:
-            for side, tree in enumerate(trees):
+            for side, tree in enumerate((whole.rows, whole.cols)):
                 if out[-1].problem.shape[side] > self.coarsest:
                     last = depths[side]
-                    depths[side] = tree.deepest if last is None else last - _BRANCHING
-            coarse, loss = whole.coarse((depths[0], depths[1]), problem.a, problem.b)
-            a, b = whole.sums((depths[0], depths[1]), problem.a, problem.b)
-            epsilon = problem.epsilon.clamp(min=_RESOLUTION * loss)
-            weights = whole.sums((depths[0], depths[1]), *out[0].weights)
-            out.append(_Scale(replace(problem, geometry=coarse.cloud, a=a, b=b, epsilon=epsilon), weights, coarse))
+                    depths[side] = tree.deepest if last is None else max(0, last - _BRANCHING)
+            here = depths[0], depths[1]
+            coarse, loss = whole.coarse(here, problem.a, problem.b)
+            a, b = whole.sums(here, problem.a, problem.b)
+            small = replace(problem, geometry=coarse.cloud, a=a, b=b, epsilon=problem.epsilon.clamp(min=loss))
+            out.append(_Scale(small, whole.sums(here, *weights), coarse))
         return out
 
     def _done(self, state: MultiscaleState) -> bool:
@@ -210,17 +233,17 @@ class Multiscale(Solver[MultiscaleState]):
     def _finer(self, state: MultiscaleState) -> MultiscaleState:
         """Potentials one scale down, by soft c-transforms of those of the clusters."""
         coarse, fine = state.scales[state.at], state.scales[state.at - 1]
-        assert coarse.clustered is not None and fine.clustered is not None
-        problem, eps = coarse.problem, state.inner.level
+        assert coarse.clustered is not None
+        assert fine.clustered is not None
+        eps = state.inner.level
         kept = state.geometry.blocks if isinstance(state.geometry, BlockSparse) else None
-        down = fine.clustered.towards(coarse.clustered, kept)
-        across = fine.clustered.T.towards(coarse.clustered.T, None if kept is None else kept.T)
-        left, right = problem.marginals
-        f = left.prox(down.softmin(state.inner.g + eps * log_weights(problem.b), eps), eps)
-        g = right.prox(across.softmin(state.inner.f + eps * log_weights(problem.a), eps), eps)
-        inner = replace(self._sinkhorn(problem), f=f, g=g).init(fine.problem)
+        across = coarse.clustered.onto(fine.clustered, kept)
+        back = coarse.clustered.T.onto(fine.clustered.T, None if kept is None else kept.T)
+        g = Sinkhorn._columns(replace(coarse.problem, geometry=across, b=fine.problem.b), state.inner.f, eps)
+        f = Sinkhorn._columns(replace(coarse.problem.T, geometry=back, b=fine.problem.a), state.inner.g, eps)
+        inner = replace(self._sinkhorn(fine.problem), f=f, g=g).init(fine.problem)
         assert fine.problem.epsilon is not None
-        inner = inner._replace(epsilon=Halving().next(eps, fine.problem.epsilon))
+        inner = inner._replace(epsilon=Halving().next(eps, fine.problem.epsilon), level=eps)
         return self._searched(
             state._replace(
                 at=state.at - 1,
