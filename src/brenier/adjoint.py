@@ -47,7 +47,8 @@ class Envelope(Adjoint):
             assert epsilon is not None
             assert side_a.epsilon is not None
             # finite, as eps x -inf has no derivative
-            soft = problem.geometry.softmin(g + side_b.absorbed().clamp(min=-1e30), epsilon)
+            geometry = plan.geometry.with_tensors(*problem.geometry.tensors)  # over the plan's pairs
+            soft = geometry.softmin(g + side_b.absorbed().clamp(min=-1e30), epsilon)
             mass = (side_a.reference * ((f - soft) / side_a.epsilon).exp()).sum(-1)
             surrogate = surrogate - epsilon * (mass - problem.reference_mass)
         elif isinstance(plan, SparsePlan):
