@@ -11,8 +11,8 @@ Each run is a process of its own and prints one line of JSON. `error` is what th
 --dense, is recomputed over all n^2 pairs in float64 from the potentials alone. `cpu` counts all threads.
 
 With --rival, GeomLoss (backend "online", KeOps) solves the same problem, if both are installed. Its schedule has a
-fixed length, set by `scaling`: we run 0.5, 0.7, 0.9, 0.95 and 0.98, and the first that meets the tolerance counts alone.
-KeOps compiles in a first run on few points. All of its runs together end after --limit seconds.
+fixed length, set by `scaling`: we run 0.5, 0.7, 0.9, 0.95 and 0.98, and the first that meets the tolerance counts
+alone. KeOps compiles in a first run on few points. All of its runs together end after --limit seconds.
 """
 
 from __future__ import annotations

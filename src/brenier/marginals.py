@@ -153,6 +153,10 @@ class Marginal(ABC):
         """The tensors among the parameters; gradients flow to them."""
         return tuple(self._tensors().values())
 
+    def select(self, index: Tensor) -> Self:
+        """The same marginal for the items (k,) of a batch of one axis."""
+        return self.map(lambda t: t[index] if t.dim() == 2 and t.shape[0] > 1 else t)
+
     def _tensors(self) -> dict[str, Tensor]:
         named = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
         return {name: value for name, value in named if isinstance(value, Tensor)}
@@ -361,6 +365,9 @@ class Partial(Marginal):
     @property
     def extends(self) -> bool:
         return False  # the level t is that of all points together
+
+    def select(self, index: Tensor) -> Self:
+        return self.map(lambda t: t[index] if t.dim() else t)  # one mass for each problem
 
     def total(self, side: Side) -> Tensor:
         most = side.weights.sum(-1)

@@ -145,6 +145,13 @@ class Problem:
             regularizer=regularizer,
         )
 
+    def select(self, index: Tensor) -> Problem:
+        """The items (k,) of a batch of one axis."""
+        epsilon = self.epsilon if self.epsilon is None or not self.epsilon.dim() else self.epsilon[index]
+        left, right = (marginal.select(index) for marginal in self.marginals)
+        geometry, a, b = self.geometry.select(index), self.a[index], self.b[index]
+        return replace(self, geometry=geometry, a=a, b=b, marginals=(left, right), epsilon=epsilon)
+
     def detach(self) -> Problem:
         """The same problem without gradient history."""
         return self._mapped(Tensor.detach, self.geometry.detach())

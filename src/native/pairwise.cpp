@@ -69,7 +69,7 @@ Task<T> nth(Task<T> task, const Steps& steps, int64_t i) {
     move(task.right, steps.right);
     move(task.term, steps.term);
     move(task.epsilon, steps.epsilon);
-    task.out += i * task.n * (task.op == Op::apply ? task.k : 1);
+    task.out += i * task.n * (task.op == Op::apply ? task.k : task.op == Op::slope ? task.d : 1);
     if (task.cost) task.cost += i * task.n;
     if (task.index) task.index += i * task.n;
     return task;

@@ -12,6 +12,7 @@ enum class Op {
     apply,    // sum_j P_ij w_j, or sum_j P_ij <left_i, right_j> w_j
     moments,  // sum_j P_ij and sum_j P_ij (c_ij + term_j)
     matvec,   // sum_j c_ij w_j
+    slope,    // sum_j P_ij dc_ij/dx_i, or sum_j P_ij <left_i, right_j> dc_ij/dx_i; for norms
 };
 
 enum class Kind { dot, l1, l2, linf };  // c = -<x, y>, |x - y|_1, |x - y|_2, |x - y|_inf
@@ -47,7 +48,7 @@ struct Task {
     const T* right;    // (m, r)
     const T* term;     // (m,)
     const T* epsilon;  // one number; absent for cmin and matvec
-    T* out;            // (n,) or (n, k)
+    T* out;            // (n,), (n, k) for `apply`, (n, d) for `slope`
     T* cost;           // (n,), the second result of `moments`
     std::int64_t* index;
     List list;

@@ -63,22 +63,22 @@ struct Layout {
     int64_t panels, visited, direct, extra, panel, block;  // `visited`: panels that the rows of the task meet
     int64_t right, values, value_panels;  // offsets of the packed `right` and `vectors`, and panels of the latter
     int64_t size, state;                  // numbers of T packed; doubles of state per row
-    int64_t gathered;                     // numbers of T of a block gathered from a list
+    int64_t gathered, kept, sums;         // numbers of T of a block gathered from a list, of P, of sums in vectors
     double scale, unscale;                // costs times `scale` are exponents of two
     double packed_scale;                  // what `pack` multiplies by; a list leaves it to the gathering
 
     explicit Layout(const Task<T>& t) {
-        const bool gibbs = t.op == Op::softmin || t.op == Op::apply || t.op == Op::moments;
+        const bool gibbs = t.op != Op::cmin && t.op != Op::matvec;
         unscale = gibbs ? double(*t.epsilon) * kLn2 : 1.0;
         scale = 1.0 / unscale;
         packed_scale = t.list.starts ? 1.0 : scale;
         panels = (t.m + PW - 1) / PW;
         visited = t.list.starts ? (t.list.columns + PW - 1) / PW : panels;
-        const bool stored = t.op == Op::apply && (t.k > kDirect || t.r > 0);
+        const bool stored = t.op == Op::slope || (t.op == Op::apply && (t.k > kDirect || t.r > 0));
         direct = t.op == Op::apply && !stored ? (t.k <= 2 ? t.k : kDirect) : 0;
         extra = 1 + direct + (t.op == Op::moments);
         panel = (extra + t.d) * PW;
-        value_panels = stored ? (t.k + PW - 1) / PW : 0;
+        value_panels = stored && t.op == Op::apply ? (t.k + PW - 1) / PW : 0;
         right = panels * panel;
         values = right + panels * t.r * PW;
         size = values + value_panels * panels * PW * PW;
@@ -86,7 +86,9 @@ struct Layout {
         block = least(kBlockBytes / per_column, stored ? kStoredCols : kBlockCols) / PW;
         block = most(block, int64_t(1));
         gathered = t.list.starts ? block * (panel + t.r * PW + value_panels * PW * PW) : 0;
-        state = t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+        kept = stored ? 2 * R * block * PW : 0;
+        sums = t.op == Op::slope ? R * t.d * W : 0;
+        state = t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
     }
 };
 
@@ -99,10 +101,9 @@ template <class V>
 int64_t scratch_size(const Task<typename V::scalar>& t, int64_t rows) {
     using L = Layout<V>;
     const L at(t);
-    const int64_t stored = at.value_panels ? 2 * L::R * at.block * L::PW : 0;
     const int64_t origins = at.gathered && t.op == Op::cmin ? at.block * L::PW : 0;
     return (round_up(rows, L::R) * at.state + origins) * int64_t(sizeof(double)) +
-           (stored + at.gathered) * int64_t(sizeof(typename V::scalar));
+           (at.kept + at.sums + at.gathered) * int64_t(sizeof(typename V::scalar));
 }
 
 template <class V>
@@ -284,8 +285,8 @@ struct Sum : Use<V, K> {
     }
 };
 
-// Keeps P for a product with many right-hand sides.
-template <class V, Kind K>
+// Keeps P for a product with many right-hand sides, or for l2, where Divide says so, P / c and 0 where c = 0.
+template <class V, Kind K, bool Divide = false>
 struct Store : Use<V, K> {
     using Base = Use<V, K>;
     using T = typename Base::T;
@@ -297,7 +298,12 @@ struct Store : Use<V, K> {
         each<Base::R>([&](auto r) BRENIER_INLINE_LAMBDA {
             const V s = V::set1(shift[r]);
             each<Base::C>([&](auto c) BRENIER_INLINE_LAMBDA {
-                exp2(this->exponent(acc[r][c], panel, c) - s).store(out + r * stride + p * Base::PW + c * Base::W);
+                V kept = exp2(this->exponent(acc[r][c], panel, c) - s);
+                if constexpr (Divide && K == Kind::l2) {
+                    const V zero = V::set1(T(0));
+                    kept = where_greater(acc[r][c], zero, kept / acc[r][c], zero);
+                }
+                kept.store(out + r * stride + p * Base::PW + c * Base::W);
             });
         });
     }
@@ -407,6 +413,7 @@ struct Runner {
     double* state;     // (rows, at.state)
     int64_t* origins;  // the columns that were gathered, for cmin
     T* kept;           // (R, columns of a block)
+    T* sums;           // (R, d) vectors, for slope
     T* gathered;       // a block of columns from the list
 
     // The block in use: its panels, `right` and `vectors`, and the step between two panels of `vectors`.
@@ -420,7 +427,7 @@ struct Runner {
         : task(t), at(t), packed(packed), begin(begin), end(end), state(static_cast<double*>(scratch)),
           origins(reinterpret_cast<int64_t*>(state + round_up(end - begin, R) * at.state)),
           kept(reinterpret_cast<T*>(origins + (at.gathered && t.op == Op::cmin ? at.block * PW : 0))),
-          gathered(kept + (at.value_panels ? 2 * R * at.block * PW : 0)), listed(t.list.begin) {}
+          sums(kept + at.kept), gathered(sums + at.sums), listed(t.list.begin) {}
 
     // body(first row of the group, its state, first panel, number of panels)
     template <class Body>
@@ -623,17 +630,79 @@ struct Runner {
             shift_by_f(i, use);
             tiles(i, count, use);
             const T* rows[R];
-            if (task.r > 0) {
-                for (int r = 0; r < R; ++r) rows[r] = task.left + row(i, r) * task.r;
-                Weigh<V> weigh{kept, cols};
-                sweep<V, Kind::dot, 0, false>(rows, task.r, right, 0, task.r * PW, count, weigh);
-            }
+            weigh(i, count);
             for (int r = 0; r < R; ++r) rows[r] = kept + r * cols;
             AddTo<V> add{s, at.state};
             sweep<V, Kind::dot, 0, false>(rows, cols, values, 0, value_step, at.value_panels, add);
         });
         for (int64_t i = begin; i < end; ++i) {
             for (int64_t q = 0; q < task.k; ++q) task.out[i * task.k + q] = T(state[(i - begin) * at.state + q]);
+        }
+    }
+
+    // Multiplies the P that was kept by <left_i, right_j>.
+    void weigh(int64_t i, int64_t count) {
+        if (task.r == 0) return;
+        const T* rows[R];
+        for (int r = 0; r < R; ++r) rows[r] = task.left + row(i, r) * task.r;
+        Weigh<V> use{kept, count * PW};
+        sweep<V, Kind::dot, 0, false>(rows, task.r, right, 0, task.r * PW, count, use);
+    }
+
+    void slope() {
+        if constexpr (K != Kind::dot) {
+            fill(0);
+            blocks([&](int64_t i, double* s, int64_t, int64_t count) {
+                Store<V, K, true> use{{T(at.scale)}, {}, kept, count * PW};
+                shift_by_f(i, use);
+                tiles(i, count, use);
+                weigh(i, count);
+                for (int64_t q = 0; q < at.sums; ++q) sums[q] = 0;
+                for (int r = 0; r < R; ++r) {
+                    const T* x = task.rows + row(i, r) * task.d;
+                    for (int64_t p = 0; p < count; ++p) add_slopes(x, here + p * at.panel, kept + (r * count + p) * PW,
+                                                                   sums + r * task.d * W);
+                    for (int64_t q = 0; q < task.d; ++q) s[r * task.d + q] += sum(V::load(sums + (r * task.d + q) * W));
+                }
+            });
+            for (int64_t i = begin; i < end; ++i) {
+                for (int64_t q = 0; q < task.d; ++q) task.out[i * task.d + q] = T(state[(i - begin) * task.d + q]);
+            }
+        }
+    }
+
+    // Adds weight_j dc(x, y_j)/dx for the columns j of a panel; for l2 the weights are divided by the distance already.
+    BRENIER_INLINE void add_slopes(const T* x, const T* panel, const T* weight, T* to) const {
+        const V zero = V::set1(T(0));
+        V w[C], top[C];
+        each<C>([&](auto c) BRENIER_INLINE_LAMBDA { w[c] = V::load(weight + c * W); });
+        const auto delta = [&](int64_t q, int c) BRENIER_INLINE_LAMBDA {
+            return V::set1(x[q]) - V::load(panel + (at.extra + q) * PW + c * W);
+        };
+        if constexpr (K == Kind::linf) {  // coordinates that tie for the largest share the weight
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                V ties = zero;
+                top[c] = zero;
+                for (int64_t q = 0; q < task.d; ++q) top[c] = max(top[c], abs(delta(q, c)));
+                for (int64_t q = 0; q < task.d; ++q) {
+                    ties = ties + where_greater(top[c], abs(delta(q, c)), zero, V::set1(T(1)));
+                }
+                w[c] = w[c] / ties;
+            });
+        }
+        for (int64_t q = 0; q < task.d; ++q) {
+            V s = V::load(to + q * W);
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                const V by = delta(q, c);
+                if constexpr (K == Kind::l2) {
+                    s = fma(w[c], by, s);
+                } else {
+                    V part = where_greater(by, zero, w[c], where_greater(zero, by, zero - w[c], zero));
+                    if constexpr (K == Kind::linf) part = where_greater(top[c], abs(by), zero, part);
+                    s = s + part;
+                }
+            });
+            s.store(to + q * W);
         }
     }
 
@@ -670,6 +739,7 @@ struct Runner {
             case Op::cmin: return cmin();
             case Op::moments: return moments();
             case Op::matvec: return matvec();
+            case Op::slope: return slope();
             case Op::apply:
                 if (at.direct == 1) return apply_direct<1>();
                 if (at.direct == 2) return apply_direct<2>();

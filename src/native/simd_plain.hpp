@@ -44,6 +44,7 @@ struct Plain {
     friend Plain operator+(Plain a, Plain b) { return {a.v + b.v}; }
     friend Plain operator-(Plain a, Plain b) { return {a.v - b.v}; }
     friend Plain operator*(Plain a, Plain b) { return {a.v * b.v}; }
+    friend Plain operator/(Plain a, Plain b) { return {a.v / b.v}; }
     friend Plain fma(Plain a, Plain b, Plain c) { return {a.v * b.v + c.v}; }  // fused where the target can
     friend Plain fnma(Plain a, Plain b, Plain c) { return {c.v - a.v * b.v}; }
     friend Plain max(Plain a, Plain b) { return {a.v > b.v ? a.v : b.v}; }  // b where one is NaN
@@ -84,6 +85,7 @@ struct Plain {
     friend Plain operator+(Plain a, Plain b) { return {a.v + b.v}; }
     friend Plain operator-(Plain a, Plain b) { return {a.v - b.v}; }
     friend Plain operator*(Plain a, Plain b) { return {a.v * b.v}; }
+    friend Plain operator/(Plain a, Plain b) { return {a.v / b.v}; }
     friend Plain fma(Plain a, Plain b, Plain c) { return {a.v * b.v + c.v}; }
     friend Plain fnma(Plain a, Plain b, Plain c) { return {c.v - a.v * b.v}; }
     friend Plain max(Plain a, Plain b) { return {a.v > b.v ? a.v : b.v}; }

@@ -121,6 +121,15 @@ class Geometry(ABC):
         own = tuple(0 if size == 1 else i for size, i in zip(lead, index[len(index) - len(lead) :]))
         return self.with_tensors(*(t[own] for t in self.tensors)) if lead else self
 
+    def select(self, index: Tensor) -> Geometry:
+        """The items (k,) of a batch of one axis; a geometry without batch axes belongs to every item."""
+        if not self.batch_shape:
+            return self
+        shared = (t.stride(0) == 0 or t.shape[0] == 1 for t in self.tensors)
+        return self.with_tensors(
+            *(t[:1].expand(len(index), *t.shape[1:]) if s else t[index] for t, s in zip(self.tensors, shared))
+        )
+
     def masses(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
         """Read the weights of the rows (*batch, n) and the columns (*batch, m); uniform with total mass 1 when None."""
         n, m = self.shape

@@ -42,16 +42,21 @@ def _offsets(offsets: Any, total: int, name: str) -> Tensor:
 class _Side:
     """Where the points of each problem lie, packed one problem after the other and padded to the largest."""
 
-    def __init__(self, starts: Tensor, device: torch.device) -> None:
+    def __init__(self, starts: Tensor, device: torch.device, longest: int | None = None) -> None:
         sizes, first = starts.diff().unsqueeze(-1), starts[:-1].unsqueeze(-1)
         self.starts = starts
-        self.count, self.longest = len(sizes), int(sizes.max())
+        self.count, self.longest = len(sizes), int(sizes.max()) if longest is None else longest
         slot = torch.arange(self.longest)
         real = slot < sizes
         self.full = bool(real.all())
         self.real = real.to(device)
         self.index = torch.where(real, first + slot, first).to(device)  # of padding: the first point
         self.slots = real.flatten().nonzero().squeeze(-1).to(device)
+
+    def select(self, index: Tensor) -> _Side:
+        """The problems (k,), padded as before."""
+        sizes = self.starts.diff()[index.cpu()]
+        return _Side(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), self.index.device, self.longest)
 
     def pack(self, t: Tensor, trailing: int = 0) -> Tensor:
         """(problems, longest, ...) to (points, ...), where `trailing` axes follow."""
@@ -243,6 +248,16 @@ class Ragged(Geometry):
         """One problem with its padding, the first points again; `sizes` tells how many are real."""
         x, y = self._cloud.tensors
         return self._cloud.extend(x[self._rows.index[index[-1]]], y[self._cols.index[index[-1]]])
+
+    def select(self, index: Tensor) -> Ragged:
+        if not isinstance(self._cloud, _Diagonal):
+            return self.T.select(index).T
+        rows, cols = self._rows.select(index), self._cols.select(index)
+        x = rows.pack(self._cloud.x[self._rows.index[index]], 1)
+        y = cols.pack(self._cloud.y[self._cols.index[index]], 1)
+        out = object.__new__(type(self))
+        out._set(_Diagonal(x, y, self._cloud.ground, Blocks.diagonal(rows.starts, cols.starts)), rows, cols)
+        return out
 
     def masses(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
         return self._masses(a, self._rows, "a"), self._masses(b, self._cols, "b")

@@ -1,7 +1,7 @@
 """Picks the engine for each call: native where it can, the reference elsewhere. Same functions as `reference`.
 
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
-was built. Where a gradient is wanted it serves the kind "dot"; the other kinds go to the reference then. It takes
+was built. Where a gradient is wanted it serves all kinds but for `matvec` and, of norms, `row_moments`. It takes
 `Pairs.blocks` too, in tensors without batch axes.
 """
 
@@ -64,7 +64,7 @@ def _recorded(pairs: Pairs, *others: Tensor) -> bool:
 
 
 def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
-    """Whether the native engine takes this call. `grad`: it has derivatives for the kind "dot"."""
+    """Whether the native engine takes this call. `grad`: it has derivatives."""
     choice = _chosen()
     if choice == "reference":
         return False
@@ -76,12 +76,12 @@ def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
         and pairs.kind in native.KINDS
         and first.dtype in native.DTYPES
         and all(t.dtype == first.dtype and t.is_cpu for t in tensors)
-        and (not wanted or (grad and pairs.kind == "dot"))
+        and (not wanted or grad)
     )
     if choice == "native" and not serves:
         raise RuntimeError(
             f"use_engine('native'): expected a compiled extension, float32 or float64 tensors on a CPU and a kind of "
-            f"{native.KINDS} ('dot' for gradients), got kind {pairs.kind!r}, {first.dtype} on {first.device}, "
+            f"{native.KINDS}, got kind {pairs.kind!r}, {first.dtype} on {first.device}, "
             f"{'with' if wanted else 'without'} gradients. Use 'auto'."
         )
     return serves
@@ -117,7 +117,10 @@ class _Divided:
             epsilon.repeat_interleave(starts.diff().to(epsilon.device))
             for starts in (blocks.row_starts, blocks.col_starts)
         )
-        self.pairs = pairs._replace(rows=(pairs.rows[0] / self.per_row.unsqueeze(-1),))
+        rows, cols = pairs.rows[0] / self.per_row.unsqueeze(-1), pairs.cols[0]
+        if pairs.kind != "dot":  # a norm is homogeneous in both
+            cols = cols / self.per_col.unsqueeze(-1)
+        self.pairs = pairs._replace(rows=(rows,), cols=(cols,))
 
     @staticmethod
     def potential(h: Tensor, per_line: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor
 def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col_term: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.row_moments`."""
     epsilon = _epsilon(epsilon, f)
-    if not _native(pairs, f, g, epsilon, col_term, grad=_has_gradient(pairs, epsilon)):
+    if not _native(pairs, f, g, epsilon, col_term, grad=pairs.kind == "dot" and _has_gradient(pairs, epsilon)):
         return reference.row_moments(pairs, f, g, epsilon, col_term)
     rows, cols = pairs.rows[0], pairs.cols[0]
     if not _recorded(pairs, f, g, epsilon, col_term):

@@ -5,14 +5,16 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 
 | operator | result | derivatives |
 |---|---|---|
-| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | three times, for "dot" |
-| `brenier::cmin` | min_j (c_ij - h_j) and its first index | any order, for "dot" |
-| `brenier::apply` | sum_j P_ij v_j | twice, for "dot" |
+| `brenier::softmin` | -eps log sum_j exp((h_j - c_ij) / eps) | three times for "dot", once for norms |
+| `brenier::cmin` | min_j (c_ij - h_j) and its first index | any order |
+| `brenier::apply` | sum_j P_ij v_j | twice for "dot", once for norms |
 | `brenier::weighted_apply` | sum_j P_ij <left_i, right_j> v_j | once, for "dot" |
+| `brenier::slope` | sum_j P_ij <left_i, right_j> dc_ij/dx_i, for norms | none |
 | `brenier::row_moments` | sum_j P_ij and sum_j P_ij (c_ij + t_j) | none: `engine.row_moments` writes it with `apply` |
 | `brenier::matvec` | sum_j c_ij v_j | none: for "dot" it is two small products |
 
-The gradient of one operator is made of others: no n x m memory in any pass.
+The gradient of one operator is made of others: no n x m memory in any pass. Further derivatives for norms are those of
+the reference.
 
 The last two arguments of all say which pairs there are (`reference.Blocks.packed`), seen from the rows and from the
 columns; then there are no batch axes, and epsilon is one number, or one for each row block where no gradient is wanted.
@@ -21,6 +23,7 @@ With them softmin differentiates twice, apply once and weighted_apply never.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +37,7 @@ __all__ = ["DTYPES", "KINDS", "available"]
 KINDS = ("dot", "l1", "l2", "linf")
 DTYPES = (torch.float32, torch.float64)
 
-_SOFTMIN, _CMIN, _APPLY, _MOMENTS, _MATVEC = range(5)
+_SOFTMIN, _CMIN, _APPLY, _MOMENTS, _MATVEC, _SLOPE = range(6)
 
 
 def available() -> bool:
@@ -102,7 +105,8 @@ def _run(
     n, m = lengths
     k = 0 if vectors is None else vectors.shape[-1]
     r = 0 if left is None else left.shape[-1]
-    out = torch.empty((*batch, n, k) if op == _APPLY else (*batch, n), dtype=dtype)
+    trailing = {_APPLY: (k,), _SLOPE: (d,)}.get(op, ())
+    out = torch.empty((*batch, n, *trailing), dtype=dtype)
     second = None  # the cost, or the index
     if op in (_CMIN, _MOMENTS):
         second = torch.empty((*batch, n), dtype=dtype if op == _MOMENTS else torch.int64)
@@ -131,6 +135,7 @@ _library.define(f"apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor v, {_K}) 
 _library.define(
     f"weighted_apply({_P}Tensor f, Tensor g, Tensor epsilon, Tensor left, Tensor right, Tensor v, {_K}) -> Tensor"
 )
+_library.define(f"slope({_P}Tensor f, Tensor g, Tensor epsilon, Tensor? left, Tensor? right, {_K}) -> Tensor")
 _library.define(f"row_moments({_P}Tensor f, Tensor g, Tensor epsilon, Tensor term, {_K}) -> (Tensor, Tensor)")
 _library.define(f"matvec({_P}Tensor v, {_K}) -> Tensor")
 
@@ -159,6 +164,15 @@ def _weighted_apply_cpu(
     return out[0]
 
 
+def _slope_cpu(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor | None, right: Tensor | None,
+    kind: str, *blocks: _Blocks,
+) -> Tensor:  # fmt: skip
+    if kind == "dot":
+        raise ValueError("native kernels: expected the kind of a norm for slope, got 'dot', whose slopes `apply` gives")
+    return _run(_SLOPE, kind, rows, cols, f=f, g=g, epsilon=epsilon, left=left, right=right, blocks=blocks)[0]
+
+
 def _row_moments_cpu(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str, *blocks: _Blocks
 ) -> tuple[Tensor, ...]:
@@ -174,6 +188,7 @@ for _name, _function in (
     ("cmin", _cmin_cpu),
     ("apply", _apply_cpu),
     ("weighted_apply", _weighted_apply_cpu),
+    ("slope", _slope_cpu),
     ("row_moments", _row_moments_cpu),
     ("matvec", _matvec_cpu),
 ):
@@ -183,6 +198,7 @@ softmin = torch.ops.brenier.softmin.default
 cmin = torch.ops.brenier.cmin.default
 apply = torch.ops.brenier.apply.default
 weighted_apply = torch.ops.brenier.weighted_apply.default
+slope = torch.ops.brenier.slope.default
 row_moments = torch.ops.brenier.row_moments.default
 matvec = torch.ops.brenier.matvec.default
 
@@ -223,6 +239,15 @@ def _weighted_apply_fake(
     return rows.new_empty((*shape, v.shape[-1]))
 
 
+def _slope_fake(
+    rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor | None, right: Tensor | None,
+    kind: str, *blocks: _Blocks,
+) -> Tensor:  # fmt: skip
+    weights = [(t, 2) for t in (left, right) if t is not None]
+    shape = _row_shape(rows, cols, (f, 1), (g, 1), *_problems(epsilon, blocks), *weights)
+    return rows.new_empty((*shape, rows.shape[-1]))
+
+
 def _row_moments_fake(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str, *blocks: _Blocks
 ) -> tuple[Tensor, Tensor]:
@@ -239,18 +264,48 @@ for _name, _fake in (
     ("cmin", _cmin_fake),
     ("apply", _apply_fake),
     ("weighted_apply", _weighted_apply_fake),
+    ("slope", _slope_fake),
     ("row_moments", _row_moments_fake),
     ("matvec", _matvec_fake),
 ):
     torch.library.register_fake(f"brenier::{_name}", _fake, lib=_library)
 
 
-# Derivatives, for the kind "dot": with z_ij = (f_i + g_j + <u_i, v_j>) / epsilon, P = exp(z)
+# Derivatives: with z_ij = (f_i + g_j - c_ij) / epsilon, P = exp(z)
 
 
-def _only_dot(kind: str) -> None:
-    if kind != "dot":
-        raise NotImplementedError(f"native kernels: gradients expect the kind 'dot', got {kind!r}. Use the reference.")
+def _further(ctx: Any) -> bool:
+    """Whether a derivative of the derivative will be wanted, of a norm: the reference has all orders."""
+    return ctx.kind != "dot" and torch.is_grad_enabled()
+
+
+def _by_reference(
+    ctx: Any, operation: Callable[..., Tensor], grad: Tensor, rows: Tensor, cols: Tensor, *others: Tensor
+) -> tuple[Tensor | None, ...]:
+    packed = ctx.saved_tensors[0]
+    order = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}[ctx.kind]
+
+    def block(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Tensor:
+        return torch.linalg.vector_norm(x[0].unsqueeze(-2) - y[0].unsqueeze(-3), ord=order, dim=-1)
+
+    blocks = None if packed is None else reference.Blocks.unpack(packed)
+    pairs = reference.Pairs((rows,), (cols,), block, (rows.shape[-2], cols.shape[-2]), ctx.kind, blocks)
+    out = operation(pairs, *others)
+    inputs = (rows, cols, *others)
+    wanted = [t for t in inputs if t.requires_grad]
+    got = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return *(next(got) if t.requires_grad else None for t in inputs), None, None, None
+
+
+def _slopes(kind: str, delta: Tensor) -> Tensor:
+    """Derivative of the norm of delta (..., d), one of the subgradients where there are several."""
+    if kind == "l1":
+        return delta.sign()
+    if kind == "l2":
+        norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+        return delta / torch.where(norm > 0, norm, 1)
+    largest = delta.abs() == delta.abs().amax(-1, keepdim=True)
+    return torch.where(largest, delta.sign(), 0) / largest.sum(-1, keepdim=True)
 
 
 def _seen(ctx: Any) -> tuple[str, _Blocks, _Blocks]:
@@ -281,12 +336,25 @@ def _save_softmin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _only_dot(ctx.kind)
     _, _, rows, cols, h, epsilon, out = ctx.saved_tensors
+    if _further(ctx):
+        return _by_reference(ctx, reference.softmin, grad, rows, cols, h, epsilon)
     f = torch.where(torch.isfinite(out), out, -torch.inf)  # now P is a row-stochastic matrix; rows without mass are 0
     need_rows, need_cols, need_h, need_epsilon, *_ = ctx.needs_input_grad
     d_rows = d_cols = d_h = d_epsilon = None
     weight = grad.unsqueeze(-1)
+    if ctx.kind != "dot":
+        if need_rows:
+            d_rows = weight * slope(rows, cols, f, h, epsilon, None, None, *_seen(ctx))
+        if need_cols:
+            ones = cols.new_ones((cols.shape[-2], 1))
+            d_cols = slope(cols, rows, h, f, epsilon, ones, weight, *_seen_back(ctx))
+        if need_h:
+            d_h = -apply(cols, rows, h, f, epsilon, weight, *_seen_back(ctx))[..., 0]
+        if need_epsilon:
+            _, cost = row_moments(rows, cols, f, h, epsilon, -_finite(h), *_seen(ctx))
+            d_epsilon = (grad * (_finite(out) - cost)).sum(-1) / epsilon
+        return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), _fit(d_epsilon, epsilon), None, None, None
     if need_cols:
         back = apply(cols, rows, h, f, epsilon, torch.cat([weight, weight * rows], -1), *_seen_back(ctx))
         d_h, d_cols = -back[..., 0], -back[..., 1:]
@@ -313,33 +381,45 @@ def _save_cmin(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 
 def _cmin_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    _only_dot(ctx.kind)
     _, _, rows, cols, h, values, index = ctx.saved_tensors
     grad = torch.where(torch.isfinite(values), grad, 0)  # a row that meets nothing depends on nothing
     batch, (m, d) = index.shape[:-1], cols.shape[-2:]
     where = index.unsqueeze(-1).expand(*index.shape, d)
-    d_rows = -grad.unsqueeze(-1) * cols.expand(*batch, m, d).gather(-2, where)
-    d_cols = rows.new_zeros((*batch, m, d)).scatter_add(-2, where, -grad.unsqueeze(-1) * rows)
+    nearest = cols.expand(*batch, m, d).gather(-2, where)
+    slopes = _slopes(ctx.kind, rows - nearest) if ctx.kind != "dot" else None
+    d_rows = grad.unsqueeze(-1) * (-nearest if slopes is None else slopes)
+    d_cols = rows.new_zeros((*batch, m, d)).scatter_add(
+        -2, where, -grad.unsqueeze(-1) * (rows if slopes is None else slopes)
+    )
     d_h = rows.new_zeros((*batch, m)).scatter_add(-1, index, -grad)
     return _fit(d_rows, rows), _fit(d_cols, cols), _fit(d_h, h), None, None, None
 
 
 def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _only_dot(ctx.kind)
     _, _, rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
+    if _further(ctx):
+        return _by_reference(ctx, reference.apply, grad, rows, cols, f, g, epsilon, v)
     scale = epsilon.unsqueeze(-1)  # for (*batch, n)
     back = apply(cols, rows, g, f, epsilon, grad, *_seen_back(ctx))  # P^T grad, (*batch, m, k)
     d_f = (grad * out).sum(-1) / scale
     d_g = (v * back).sum(-1) / scale
     need_rows, need_cols, _, _, need_epsilon, *_ = ctx.needs_input_grad
     d_rows = d_cols = d_epsilon = None
-    if need_rows or need_epsilon:
+    norm = ctx.kind != "dot"
+    if norm and (need_rows or need_epsilon):
+        d_rows = -slope(rows, cols, f, g, epsilon, grad, v, *_seen(ctx)) / scale.unsqueeze(-1)
+    if norm and (need_cols or need_epsilon):
+        d_cols = -slope(cols, rows, g, f, epsilon, v, grad, *_seen_back(ctx)) / scale.unsqueeze(-1)
+    if not norm and (need_rows or need_epsilon):
         d_rows = _weighted(rows, cols, f, g, epsilon, grad, v, cols, *_seen(ctx)) / scale.unsqueeze(-1)
-    if need_cols:
+    if not norm and need_cols:
         d_cols = _weighted(cols, rows, g, f, epsilon, v, grad, rows, *_seen_back(ctx)) / scale.unsqueeze(-1)
     if need_epsilon:
         assert d_rows is not None
         terms = (_finite(f) * d_f).sum(-1) + (_finite(g) * d_g).sum(-1) + (rows * d_rows).sum((-1, -2))
+        if norm:  # c = <x - y, dc/dx>, by Euler's theorem
+            assert d_cols is not None
+            terms = terms + (cols * d_cols).sum((-1, -2))
         d_epsilon = -terms / epsilon
     pairs = ((d_rows, rows), (d_cols, cols), (d_f, f), (d_g, g), (d_epsilon, epsilon), (back, v))
     return *(_fit(a, b) for a, b in pairs), None, None, None
@@ -360,7 +440,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # A third derivative: plain tiles, and no fourth.
-    _only_dot(ctx.kind)
     if ctx.saved_tensors[0] is not None:
         raise NotImplementedError(
             "native kernels: softmin has two derivatives with blocks, apply one. Use the reference."

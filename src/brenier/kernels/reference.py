@@ -140,6 +140,12 @@ class Blocks:
         sizes = (self.row_starts.numel() - 1, self.col_starts.numel() - 1, self.cols.numel())
         return torch.cat([torch.tensor(sizes), *parts])
 
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Blocks:
+        """The blocks that were `packed`."""
+        rows, cols, stored = packed[:3].tolist()
+        return cls(*packed[3:].split([rows + 1, cols + 1, rows + 1, stored]))
+
     def columns(self, r: int) -> Tensor:
         """The columns that row block r meets, ascending."""
         listed = self.cols[self.indptr[r] : self.indptr[r + 1]]

@@ -64,6 +64,14 @@ class Solver(ABC, Generic[State]):
     def terminate(self, problem: Problem, state: State) -> tuple[Status, ...] | None:
         """One status per batch item when all have ended, None to go on."""
 
+    def done(self, problem: Problem, state: State) -> Tensor | None:
+        """Which items of the batch need no more steps, (*batch,); None where only `terminate` can tell.
+
+        The driver leaves them out of the steps to come. The state is then a named tuple whose tensors with axes have
+        those of the batch first.
+        """
+        return None
+
     def verdict(self, problem: Problem, state: State) -> tuple[Status, ...]:
         """One status per batch item when the iterations have run out or the callback has stopped them."""
         return (Status.MAX_ITER,) * max(1, problem.batch_shape.numel())
@@ -113,17 +121,18 @@ def run(
     statuses: tuple[Status, ...] | None = None
     iteration = 0
     with torch.no_grad(), _progress(solver, progress) as report:
-        state = solver.init(fixed)
+        part = _Part(solver, fixed)
         while iteration < solver.max_iter:
-            state = solver.step(fixed, state)
+            part.step()
             iteration += 1
-            report(iteration, state)
-            statuses = solver.terminate(fixed, state)
-            if statuses is not None:
+            report(iteration, part.state)
+            if solver.terminate(part.problem, part.state) is not None:
+                statuses = solver.terminate(fixed, part.whole())
                 break
-            if callback is not None and callback(iteration, state):
-                statuses = tuple(s if s.ok else Status.INTERRUPTED for s in solver.verdict(fixed, state))
+            if callback is not None and callback(iteration, part.whole()):
+                statuses = tuple(s if s.ok else Status.INTERRUPTED for s in solver.verdict(fixed, part.whole()))
                 break
+        state = part.whole()
         if statuses is None:
             statuses = solver.verdict(fixed, state)
         plan, f, g, stats = solver.finish(fixed, state)
@@ -147,6 +156,41 @@ def run(
         if warn:
             warnings.warn(message, NotConvergedWarning, stacklevel=3)
     return solution
+
+
+class _Part:
+    """The items of a batch that are still being solved; the others are left out once half of them are done."""
+
+    def __init__(self, solver: Solver[Any], problem: Problem) -> None:
+        self.solver, self.all = solver, problem
+        self.problem, self.state = problem, solver.init(problem)
+        self.index: Tensor | None = None  # of the items; None for all of them
+        self.saved: Any = None  # the state of all items when the last were left out
+
+    def step(self) -> None:
+        done = self.solver.done(self.problem, self.state) if len(self.all.batch_shape) == 1 else None
+        if done is not None and int(done.sum()) * 2 >= done.numel() > 1 and not bool(done.all()):
+            self.saved = self.whole()
+            left = (~done).nonzero().squeeze(-1)
+            self.index = left if self.index is None else self.index[left]
+            self.problem = self.all.select(self.index)
+            self.state = _map(lambda t: t[left], self.state)
+        self.state = self.solver.step(self.problem, self.state)
+
+    def whole(self) -> Any:
+        """The state of all items."""
+        index = self.index
+        if index is None:
+            return self.state
+        return _map(lambda old, new: old.index_copy(0, index, new), self.saved, self.state)
+
+
+def _map(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """Apply a function to the tensors with axes in states of one form; what else there is comes from the last."""
+    if isinstance(first, tuple):
+        return type(first)(*(_map(function, *parts) for parts in zip(first, *others)))  # type: ignore[call-arg]
+    last = (first, *others)[-1]
+    return function(first, *others) if isinstance(first, Tensor) and first.dim() else last
 
 
 def _check_regularizer(problem: Problem, solver: Solver[Any]) -> None:

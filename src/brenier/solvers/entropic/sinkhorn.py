@@ -31,8 +31,8 @@ class SinkhornState(NamedTuple):
     level: Tensor  # of the last step
     error: Tensor  # (*batch,) relative to the mass; inf while epsilon still moves
     relaxation: RelaxationState
-    tight: bool  # whether the last update of g was a plain one, which makes the column marginal exact
-    closing: bool  # whether the pair that `error` speaks of was tight
+    tight: Tensor  # (*batch,), whether the last update of g was a plain one, which makes the column marginal exact
+    closing: Tensor  # (*batch,), whether the pair that `error` speaks of was tight
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Sinkhorn(Solver[SinkhornState]):
         epsilon = problem.epsilon if warm else self.schedule.start(problem)
         error = torch.full_like(f[..., 0], torch.inf)
         level = torch.full_like(epsilon, torch.inf)
-        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(error), False, False)
+        never = torch.zeros_like(error, dtype=torch.bool)
+        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(error), never, never)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
@@ -105,17 +106,17 @@ class Sinkhorn(Solver[SinkhornState]):
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
         relaxation = self.relaxation.next(state.relaxation, error)
-        omega = relaxation.omega.unsqueeze(-1)
         # close with a plain step, so that the answer's column marginal is exact
-        close = bool((error <= self._tol(problem)).all())
-        plain = close or bool((omega == 1).all())
+        omega = torch.where(error <= self._tol(problem), 1, relaxation.omega)
+        tight = omega == 1
+        plain, omega = bool(tight.all()), omega.unsqueeze(-1)
         if not plain:
             f = _towards(old_f, f, omega)
         g = self._columns(problem, f, eps)
         if not plain:
             g = _towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
-        return SinkhornState(f, g, schedule, eps, error, relaxation, plain, state.tight)
+        return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight)
 
     @staticmethod
     def _columns(problem: Problem, f: Tensor, eps: Tensor) -> Tensor:
@@ -124,10 +125,11 @@ class Sinkhorn(Solver[SinkhornState]):
         soft = problem.geometry.softmin(f + side_a.absorbed(), eps, dim=0)
         return problem.marginals[1].prox(soft + side_b.rise() if side_b.counting else soft, side_b)
 
+    def done(self, problem: Problem, state: SinkhornState) -> Tensor:
+        return state.closing & (state.error <= self._tol(problem))
+
     def terminate(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...] | None:
-        errors = state.error.reshape(-1)
-        tol = self._tol(problem)
-        if state.closing and bool((errors <= tol).all()):
+        if bool(self.done(problem, state).all()):
             return self.verdict(problem, state)
         if bool(torch.isnan(state.f).any() | torch.isnan(state.g).any()):
             bad = torch.isnan(state.f).any(-1).reshape(-1)
@@ -154,7 +156,7 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         g = state.g
-        if not state.tight or bool((state.level != eps).any()):
+        if not bool((state.tight & (state.level == eps)).all()):
             # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
             g = self._columns(problem, state.f, eps)
         side_a, side_b = problem.sides
