@@ -32,7 +32,8 @@ from problems import (
     weights,
 )
 
-ENTROPIC = ("sinkhorn", "sns", "newton")
+ENTROPIC = ("sinkhorn", "multiscale", "sns", "newton")
+_BOUNDED = ("sqeuclidean", "euclidean", "cityblock", "chebyshev", "Lp(1.5)", "Mahalanobis")  # between boxes
 SOLVERS = (*ENTROPIC, "network-simplex", "monotone")
 MARGINALS = ("Exact", "KL", "KL, Exact")
 DTYPES = (torch.float64, torch.float32)
@@ -56,7 +57,16 @@ class Combination(NamedTuple):
 GAPS: list[tuple[str, bool, Callable[[Combination], bool]]] = [
     ("a grid has the cost sum |x - y|^p and no other", False, lambda c: c.kind == "Grid" and c.cost not in _GRID_P),
     ("node indices have no batch", True, lambda c: c.kind == "batched" and c.cost == "GraphGeodesic"),
-    ("only Sinkhorn takes soft marginals", True, lambda c: c.solver != "sinkhorn" and c.marginal != "Exact"),
+    (
+        "only Sinkhorn, on all pairs or on some, takes soft marginals",
+        True,
+        lambda c: c.solver not in ("sinkhorn", "multiscale") and c.marginal != "Exact",
+    ),
+    (
+        "scales need one cloud and bounds between boxes",
+        True,
+        lambda c: c.solver == "multiscale" and (c.kind != "PointCloud" or c.cost not in _BOUNDED),
+    ),
     ("sorting needs points", True, lambda c: c.solver == "monotone" and c.kind in ("CostMatrix", "Grid")),
     ("sorting needs a convex cost", True, lambda c: c.solver == "monotone" and not COST[c.cost].on_line),
     (
@@ -129,7 +139,7 @@ def run(c: Combination, **more: Any) -> tuple[Solution, Case, float | None, tupl
 
 
 def test_the_matrix_is_whole() -> None:
-    assert len(EVERYTHING) == 5 * 11 * 3 * 2 * 4
+    assert len(EVERYTHING) == 6 * 11 * 3 * 2 * 4
     assert len(RUN) + sum(gap(c) is not None for c in EVERYTHING) == len(EVERYTHING)
     assert {c.solver for c in RUN} == set(SOLVERS)
     assert {c.cost for c in RUN} == {str(c) for c in COSTS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Envelope(Adjoint):
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
         if not _moves(problem):
             return value
+        if isinstance(plan, GibbsPlan):  # over the plan's pairs, which need not be all
+            problem = replace(problem, geometry=plan.geometry.with_tensors(*problem.geometry.tensors))
         surrogate = _dual(problem, f.detach().to(problem.a), g.detach().to(problem.b))
         if isinstance(plan, SparsePlan):
             cost = problem.geometry.cost_at(plan.rows, plan.cols)

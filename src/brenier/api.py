@@ -23,6 +23,7 @@ from .solvers import (
     DualAscent,
     Fixed,
     Monotone,
+    Multiscale,
     NetworkSimplex,
     Newton,
     Plain,
@@ -45,6 +46,7 @@ _LOOSE = 1e-3
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
+    "multiscale": Multiscale,
     "sns": SparseNewton,
     "newton": Newton,
     "network-simplex": NetworkSimplex,
@@ -94,9 +96,9 @@ def solve(
             `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
-        solver: "auto", "sinkhorn", "sinkhorn-newton", "sns", "newton", "network-simplex", "monotone", "dual-ascent",
-            "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and
-            sparse Newton from there on.
+        solver: "auto", "sinkhorn", "sinkhorn-newton", "multiscale", "sns", "newton", "network-simplex", "monotone",
+            "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
+            iterations, and sparse Newton from there on; "multiscale" is for many points of few dimensions.
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: `gap=1e-2` may return an
             entropic plan where an exact one would take longer.

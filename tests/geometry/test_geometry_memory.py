@@ -26,6 +26,10 @@ if what == "dense":
 elif what == "softmin":
     out = brenier.PointCloud(x, y).softmin(torch.zeros(n), 1.0)
     assert out.shape == (n,) and torch.isfinite(out).all()
+elif what == "multiscale":
+    solution = brenier.solve(x, y, epsilon=0.02, tol=1e-2, solver="multiscale")
+    assert solution.stats["kept_share"] < 0.2
+    solution.certificate, solution.linear_value, solution.plan @ y, solution.map()
 elif what == "backward":
     x.requires_grad_()
     brenier.PointCloud(x, y, "euclidean").softmin(torch.zeros(n), 1.0).sum().backward()
@@ -43,10 +47,12 @@ def _extra_mb(n: int, what: str) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the high-water mark from /proc")
-@pytest.mark.parametrize(("n", "what"), [(20_000, "softmin"), (6_000, "backward"), (4_000, "solve")])
+@pytest.mark.parametrize(
+    ("n", "what"), [(20_000, "softmin"), (20_000, "multiscale"), (6_000, "backward"), (4_000, "solve")]
+)
 def test_no_n_by_m(n: int, what: str) -> None:
     whole = 4 * n * n / 2**20  # one float32 cost matrix: 1526, 137 and 61 MB
-    allowed = {"softmin": whole / 10, "backward": whole, "solve": 2 * whole}[what]
+    allowed = {"softmin": whole / 10, "multiscale": whole / 10, "backward": whole, "solve": 2 * whole}[what]
     used = _extra_mb(n, what)
     assert used < allowed, f"{what} of {n} points took {used:.0f} MB, one cost matrix is {whole:.0f} MB"
 

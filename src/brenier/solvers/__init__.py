@@ -3,6 +3,7 @@
 from .base import Solver, run
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
+from .entropic.multiscale import Multiscale
 from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
@@ -21,6 +22,7 @@ __all__ = [
     "Halving",
     "Method",
     "Monotone",
+    "Multiscale",
     "NetworkSimplex",
     "Newton",
     "OverRelaxation",
