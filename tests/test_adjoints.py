@@ -151,6 +151,23 @@ def test_small_epsilon_where_fixed_potentials_are_wrong(relative: float) -> None
     assert abs(float((shortcut * direction).sum()) - numeric) > 0.1 * abs(numeric)
 
 
+def test_selected_entries() -> None:
+    """The search is for constants; the masses found have the gradients of the dense plan."""
+    x, epsilon = leaf(X), leaf(number(0.3))
+    plan = solve(x, Y, b=weights(M), epsilon=epsilon).plan
+    dense = plan.dense()
+    for entries in (plan.topk(6), plan.entries(max_per_row=2), plan.entries(threshold=0.01)):
+        w = torch.from_numpy(rng(2).normal(size=len(entries.mass)))
+        left, right = entries.mass @ w, dense[entries.rows, entries.cols] @ w
+        for one, other in zip(*(torch.autograd.grad(t, (x, epsilon), retain_graph=True) for t in (left, right))):
+            assert_close(one, other, 1e-9)
+    (one,), (other,) = (
+        torch.autograd.grad((t * t.detach()).sum(), x, retain_graph=True) for t in (plan.sparse().to_dense(), dense)
+    )
+    assert_close(one, other, 1e-9)
+    assert not plan.argmax().requires_grad
+
+
 def test_batches() -> None:
     """One call for three problems of different conditioning is three calls."""
     x, a = cloud(N, 2, 3, 3), weights(N, 4, 3)

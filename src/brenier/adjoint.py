@@ -177,8 +177,8 @@ class Unrolled(Adjoint):
         >>> layer = brenier.Unrolled(20, from_start=True)
         >>> plan = brenier.solve(brenier.CostMatrix(C), epsilon=0.5, adjoint=layer).plan.dense()
         >>> (gradient,) = torch.autograd.grad(plan[0, 0], C)
-        >>> round(float(gradient[0, 0]), 6)
-        -0.052497
+        >>> round(float(gradient[0, 0]), 4)
+        -0.0525
 
     Reference:
         Adams & Zemel (2011), Ranking via Sinkhorn propagation; Genevay, Peyré & Cuturi (2018), Learning generative

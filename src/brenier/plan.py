@@ -12,6 +12,7 @@ from torch import Tensor
 from ._inputs import Kind, float_tensor, is_count, is_real
 from .errors import refuse
 from .geometry import Geometry
+from .geometry.base import Support
 
 __all__ = ["Entries", "GibbsPlan", "Plan", "SparsePlan"]
 
@@ -235,17 +236,28 @@ class GibbsPlan(Plan):
         epsilon = float(self.epsilon)
         # exp(-r / eps) > threshold; without one, keep what float64 can tell from zero
         reach = epsilon * (-torch.tensor(threshold or 1e-300, dtype=torch.float64).log().item())
-        rows, cols, reduced = self._exact.support(self.F, self.G, reach, max_per_row)
-        mass = (-reduced / epsilon).exp()
+        with torch.no_grad():
+            found = self._exact.support(self.F, self.G, reach, max_per_row)
+        rows, cols, mass = self._masses(found)
         keep = mass > threshold  # float32 underflows earlier
         return Entries(rows[keep], cols[keep], mass[keep])
 
     def _topk(self, k: int) -> Entries:
-        rows, cols, reduced = self._exact.smallest(self.F, self.G, k)
+        with torch.no_grad():
+            found = self._exact.smallest(self.F, self.G, k)
+        return self._masses(found)
+
+    def _masses(self, found: Support) -> Entries:
+        """The masses of entries that were searched for as constants; with gradients where the plan has any."""
+        rows, cols, reduced = found
+        parts = (self.F, self.G, self.epsilon, *self._exact.tensors)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in parts):
+            reduced = self._exact.cost_at(rows, cols) - self.F[rows] - self.G[cols]
         return Entries(rows, cols, (-reduced / self.epsilon).exp())
 
     def _argmax(self) -> Tensor:
-        return self._exact.cmin(self.G)[1]
+        with torch.no_grad():
+            return self._exact.cmin(self.G)[1]
 
 
 class SparsePlan(Plan):
