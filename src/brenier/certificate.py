@@ -123,7 +123,8 @@ def _ratio(target: Tensor, mass: Tensor, capped: Tensor, grow: Tensor) -> Tensor
 def _filled(need: Tensor, missing: Tensor, weights: Tensor, mass: Tensor, hard: Tensor, capped: Tensor) -> Tensor:
     """The mass to add on one side: what is needed, and the rest of `missing` where there is room."""
     room = torch.where(hard, 0, torch.where(capped, (weights - mass).clamp(min=0), weights))
-    rest = (missing - need.sum(-1)).clamp(min=0) / room.sum(-1).clamp(min=torch.finfo(room.dtype).tiny)
+    space = room.sum(-1)
+    rest = torch.where(space > 0, (missing - need.sum(-1)).clamp(min=0) / space, 0)
     return need + room * rest.unsqueeze(-1)
 
 

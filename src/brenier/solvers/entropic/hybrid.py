@@ -93,6 +93,9 @@ class SinkhornNewton(Solver[HybridState]):
             return state._replace(newton=self._second(problem).step(problem, state.newton))
         sinkhorn = self._first(problem).step(problem, state.sinkhorn)
         state = state._replace(sinkhorn=sinkhorn)
+        first = self._first(problem)
+        if bool(first.done(problem, sinkhorn)) and not first.verdict(problem, sinkhorn)[0].ok:  # float32 is not enough
+            return state._replace(newton=self._second(problem, state).init(problem))
         error = float(sinkhorn.error)
         if not math.isfinite(error):
             return state

@@ -19,6 +19,7 @@ from .schedule import Halving, Schedule
 
 __all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState"]
 
+_DOUBTFUL = 0.1  # rounding of the plan's entries, in tolerances, from which float32 is not believed
 DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
@@ -140,11 +141,30 @@ class Sinkhorn(Solver[SinkhornState]):
         tol = self._tol(problem)
         # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
         size = torch.maximum(_size(state.f), _size(state.g))
-        lost = torch.finfo(size.dtype).eps * size > state.level
+        rounding = torch.finfo(size.dtype).eps * size / state.level
+        lost = rounding > 1
+        if state.f.dtype == torch.float32 and bool(((state.error <= tol) & (rounding > _DOUBTFUL * tol)).any()):
+            lost |= (state.error <= tol) & ~(self._wide_error(problem, state) <= 2 * tol)
         return tuple(
             Status.DIVERGED if r else Status.CONVERGED if e <= tol else Status.MAX_ITER
             for e, r in zip(state.error.reshape(-1).tolist(), lost.reshape(-1).tolist())
         )
+
+    def _wide_error(self, problem: Problem, state: SinkhornState) -> Tensor:
+        """The larger of the two marginal errors, measured in float64 where float32 would round it away."""
+        p = problem.double()
+        assert p.epsilon is not None
+        eps, f, g = p.epsilon, state.f.double(), state.g.double()
+        errors = []
+        for q, h, other in ((p, f, g), (p.T, g, f)):
+            side, marginal = q.sides[0], q.marginals[0]
+            assert side.epsilon is not None
+            soft = q.geometry.softmin(other + q.sides[1].absorbed(), eps)
+            best = marginal.prox(soft + side.rise() if side.counting else soft, side)
+            log_mass = log_weights(side.reference) - soft / side.epsilon
+            now, then = ((log_mass + each / side.epsilon).exp() for each in (h, best))
+            errors.append((now - then).abs().sum(-1) / side.weights.sum(-1))
+        return torch.maximum(*errors)
 
     def _tol(self, problem: Problem) -> float:
         return self.tol if self.tol is not None else DEFAULT_TOL[problem.a.dtype]
