@@ -22,7 +22,14 @@ from torch import Tensor
 
 import brenier
 
-WAYS = ["Implicit()", "Unrolled(20)", "Unrolled(100)", "Unrolled(1000)", "dense, 20", "dense, 100"]
+WAYS: dict[str, brenier.Adjoint | int] = {
+    "Implicit()": brenier.Implicit(),
+    "Unrolled(20)": brenier.Unrolled(20),
+    "Unrolled(100)": brenier.Unrolled(100),
+    "Unrolled(1000)": brenier.Unrolled(1000),
+    "dense, 20": 20,
+    "dense, 100": 100,
+}
 EPSILONS = (0.05, 0.005)
 
 
@@ -46,17 +53,16 @@ def dense(x: Tensor, y: Tensor, v: Tensor, epsilon: float, k: int) -> Tensor:
     return ((f[:, None] + g - C) / epsilon + 2 * log_mass).exp() @ v
 
 
-def gradient(way: str, n: int, fraction: float, **options: Any) -> tuple[Tensor, float, float]:
+def gradient(way: brenier.Adjoint | int, n: int, fraction: float, **options: Any) -> tuple[Tensor, float, float]:
     """The gradient, the seconds of the solver and those of what follows."""
     x, y, v = clouds(n)
     epsilon = fraction * float(brenier.PointCloud(x, y).mean_cost())
     begin = time.perf_counter()
-    if way.startswith("dense"):
+    if isinstance(way, int):
         middle = begin
-        out = dense(x, y, v, epsilon, int(way.split()[1]))
+        out = dense(x, y, v, epsilon, way)
     else:
-        adjoint = eval(f"brenier.{way}")
-        s = brenier.solve(x, y, epsilon=epsilon, adjoint=adjoint, **options)
+        s = brenier.solve(x, y, epsilon=epsilon, adjoint=way, **options)
         middle = time.perf_counter()
         out = s.plan @ v
     out.square().sum().backward()
@@ -64,18 +70,18 @@ def gradient(way: str, n: int, fraction: float, **options: Any) -> tuple[Tensor,
     return x.grad, middle - begin, time.perf_counter() - middle
 
 
-def one(way: str, n: int, fraction: float) -> dict[str, float]:
+def one(way: brenier.Adjoint | int, n: int, fraction: float) -> dict[str, float]:
     gradient(way, 8, fraction)
     before = peak_mb()
     mine, solve, after = gradient(way, n, fraction)
     memory = peak_mb() - before
-    exact, *_ = gradient("Implicit(tol=1e-12)", n, fraction, solver="sns", tol=1e-12)
+    exact, *_ = gradient(brenier.Implicit(tol=1e-12), n, fraction, solver="sns", tol=1e-12)
     return {"solve": solve, "gradient": after, "memory": memory, "error": float((mine - exact).norm() / exact.norm())}
 
 
 def main() -> None:
     if len(sys.argv) == 4:
-        print(json.dumps(one(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))
+        print(json.dumps(one(WAYS[sys.argv[1]], int(sys.argv[2]), float(sys.argv[3]))))
         return
     n = sys.argv[1] if len(sys.argv) > 1 else "1000"
     print(f"n = {n}, float64, {torch.get_num_threads()} threads\n")

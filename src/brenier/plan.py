@@ -233,7 +233,7 @@ class GibbsPlan(Plan):
         return GibbsPlan(self.geometry.to(dtype), self.F.to(dtype), self.G.to(dtype), self.epsilon.to(dtype))
 
     def _entries(self, max_per_row: int | None, threshold: float) -> Entries:
-        epsilon = float(self.epsilon)
+        epsilon = float(self.epsilon.detach())
         # exp(-r / eps) > threshold; without one, keep what float64 can tell from zero
         reach = epsilon * (-torch.tensor(threshold or 1e-300, dtype=torch.float64).log().item())
         with torch.no_grad():
