@@ -218,7 +218,7 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         return DualAscent(), "a regularizer was given"
     n, m = problem.shape
     if problem.epsilon is not None:
-        if not problem.batch_shape and takes_newton(problem) and n * m <= _NEWTON_LIMIT:
+        if takes_newton(problem) and n * m <= _NEWTON_LIMIT:
             return SinkhornNewton(), "an epsilon was given"
         return Sinkhorn(), "an epsilon was given"
     if not problem.balanced:

@@ -239,7 +239,7 @@ class GibbsPlan(Plan):
         with torch.no_grad():
             found = self._exact.support(self.F, self.G, reach, max_per_row)
         rows, cols, mass = self._masses(found)
-        keep = mass > threshold  # float32 underflows earlier
+        keep = mass.to(self.geometry.dtype) > threshold  # what is handed out, and float32 underflows earlier
         return Entries(rows[keep], cols[keep], mass[keep])
 
     def _topk(self, k: int) -> Entries:

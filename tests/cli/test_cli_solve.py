@@ -269,7 +269,7 @@ def test_epsilon(text: str, brenier: Cli, clouds: Clouds, pair: tuple[Path, Path
     ran = brenier("solve", *pair, "--epsilon", text, "--json")
     assert ran.code == 0
     record = ran.record
-    assert record["solver"] == "sinkhorn"
+    assert record["solver"] == "sinkhorn-newton"
     assert record["status"] == "converged"
     assert record["epsilon"] == pytest.approx(expected.stats["epsilon"])
     assert record["value"] == pytest.approx(float(expected.value))

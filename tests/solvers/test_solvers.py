@@ -117,7 +117,7 @@ def test_the_choice_of_solver_and_its_reason() -> None:
         return out["solver"], out["reason"]
 
     assert stats(X, Y) == ("network-simplex", "exact, and the 6 x 7 cost matrix fits in memory")
-    assert stats(X, Y, epsilon=1.0) == ("sinkhorn", "an epsilon was given")
+    assert stats(X, Y, epsilon=1.0) == ("sinkhorn-newton", "an epsilon was given")
     line = ("monotone", "points on a line and a convex cost: sorting is exact")
     assert stats(X[:, :1], Y[:, :1]) == line
     assert stats(X[:, :1], Y[:, :1], cost="cosine")[0] == "network-simplex"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number, check_start
-from .newton import NewtonState, SparseNewton
+from .newton import NewtonState, SparseNewton, unbatched
 from .schedule import Fixed
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
 
@@ -21,15 +23,24 @@ _SECOND_LOOK = 80
 _WINDOW = 10  # iterations between two forecasts
 _HOPELESS = 1000  # iterations still to go that end the matter at once
 _PATIENCE = 200  # iterations still to go that Newton's method is taken to beat, from the second look on
+_MOST_STEPS = 300  # of Newton's method for an item of a batch
 
 
 class HybridState(NamedTuple):
     """Where the solve is: in Sinkhorn's iteration, or in Newton's from where Sinkhorn stood."""
 
     sinkhorn: SinkhornState
-    newton: NewtonState | None
+    newton: NewtonState | None  # for one problem
     steps: int  # of Sinkhorn at the problem's epsilon
-    mark: float  # its error when the running window began
+    mark: Tensor  # (*batch,) its error when the running window began
+    tried: Tensor  # (*batch,) items of a batch that Newton's method has had
+
+    @property
+    def error(self) -> float:
+        """The largest marginal error, relative to the mass."""
+        if self.newton is not None:
+            return max(i.error for i in self.newton.items)
+        return float(self.sinkhorn.error.max())
 
 
 def takes_newton(problem: Problem) -> bool:
@@ -43,8 +54,8 @@ class SinkhornNewton(Solver[HybridState]):
 
     Sinkhorn contracts by a factor that is close to one when epsilon is small; Newton does not care, but a step costs
     as much as tens of iterations. The factor is seen in the errors, so the choice needs no knowledge of the problem
-    and costs at most what Sinkhorn did before it was dismissed. One problem at a time: batches stay with Sinkhorn,
-    as do soft marginals.
+    and costs at most what Sinkhorn did before it was dismissed. Of a batch, the items that are hopeless for Sinkhorn go
+    to Newton one by one, inside one iteration; it takes many more to be worth that there, as the others share theirs.
 
     Args:
         tol: relative marginal error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
@@ -77,8 +88,6 @@ class SinkhornNewton(Solver[HybridState]):
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
             refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
-        if problem.batch_shape:
-            refuse(self.name, "one problem", f"batch {tuple(problem.batch_shape)}", "Use solver='sinkhorn'.")
         if not takes_newton(problem):
             got = f"{problem.marginals!r} and reference={problem.reference!r}"
             refuse(self.name, "exact marginals and the product reference", got, "Use solver='sinkhorn'.")
@@ -86,35 +95,60 @@ class SinkhornNewton(Solver[HybridState]):
         check_start(f"{self.name} start g", self.sinkhorn.g, problem.shape[1])
 
     def init(self, problem: Problem) -> HybridState:
-        return HybridState(self._first(problem).init(problem), None, 0, math.inf)
+        sinkhorn = self._first(problem).init(problem)
+        return HybridState(sinkhorn, None, 0, sinkhorn.error, torch.zeros_like(sinkhorn.error, dtype=torch.bool))
 
     def step(self, problem: Problem, state: HybridState) -> HybridState:
         if state.newton is not None:
             return state._replace(newton=self._second(problem).step(problem, state.newton))
-        sinkhorn = self._first(problem).step(problem, state.sinkhorn)
-        state = state._replace(sinkhorn=sinkhorn)
         first = self._first(problem)
-        if bool(first.done(problem, sinkhorn)) and not first.verdict(problem, sinkhorn)[0].ok:  # float32 is not enough
-            return state._replace(newton=self._second(problem, state).init(problem))
-        error = float(sinkhorn.error)
-        if not math.isfinite(error):
+        sinkhorn = first.step(problem, state.sinkhorn)
+        state = state._replace(sinkhorn=sinkhorn)
+        alone, error = not problem.batch_shape, sinkhorn.error
+        if alone and bool(first.done(problem, sinkhorn)) and not first.verdict(problem, sinkhorn)[0].ok:
+            return self._handed_over(problem, state)  # float32 is not enough
+        if not bool(torch.isfinite(error).all()):
             return state
         state = state._replace(steps=state.steps + 1)
-        if state.steps % _WINDOW or sinkhorn.closing:
+        if state.steps % _WINDOW:
             return state
-        if state.steps >= _FIRST_LOOK and self._slow(problem, state, error):
-            newton = self._second(problem, state)
-            return state._replace(newton=newton.init(problem))
+        slow = self._slow(problem, state)
+        if state.steps >= _FIRST_LOOK and bool(slow.any()):
+            return self._handed_over(problem, state) if alone else self._polished(problem, state, slow)
         return state._replace(mark=error)
 
-    def _slow(self, problem: Problem, state: HybridState, error: float) -> bool:
-        """Whether the rate of the last window leaves more iterations than Newton's method would cost."""
-        goal = self._goal(problem)
-        if error <= goal:
-            return False
-        rate = (error / state.mark) ** (1 / _WINDOW) if 0 < state.mark < math.inf else 1.0
-        left = math.inf if rate >= 1 else math.log(goal / error) / math.log(rate)
-        return left > (_HOPELESS if state.steps < _SECOND_LOOK else _PATIENCE)
+    def _slow(self, problem: Problem, state: HybridState) -> Tensor:
+        """Where the rate of the last window leaves more iterations than Newton's method would cost, (*batch,)."""
+        error, goal = state.sinkhorn.error, self._goal(problem)
+        rate = (error / state.mark).pow(1 / _WINDOW)
+        left = torch.where(rate < 1, (goal / error).log() / rate.log(), torch.inf)
+        early = state.steps < _SECOND_LOOK or bool(problem.batch_shape)
+        return (left > (_HOPELESS if early else _PATIENCE)) & (error > goal) & ~state.tried
+
+    def _handed_over(self, problem: Problem, state: HybridState) -> HybridState:
+        return state._replace(newton=self._second(problem, state).init(problem))
+
+    def _polished(self, problem: Problem, state: HybridState, slow: Tensor) -> HybridState:
+        """Newton's method for some items of a batch, to its end."""
+        sinkhorn = state.sinkhorn
+        f, g, error, ended = (t.clone() for t in (sinkhorn.f, sinkhorn.g, sinkhorn.error, sinkhorn.closing))
+        items = unbatched(problem)
+        for at in slow.nonzero():
+            index = tuple(at.tolist())
+            item = items[int(torch.arange(slow.numel()).reshape(slow.shape)[index])]
+            newton = replace(self._second(item), f=f[index], g=g[index])
+            current, steps = newton.init(item), 0
+            while newton.terminate(item, current) is None and steps < _MOST_STEPS:
+                current, steps = newton.step(item, current), steps + 1
+            if newton.error(current) < error[index]:
+                outcome = newton.finish(item, current)
+                f[index], g[index] = outcome.f.to(f), outcome.g.to(g)
+                error[index], ended[index] = newton.error(current), True
+        after = sinkhorn._replace(f=f, g=g, error=error, tight=sinkhorn.tight | ended, closing=ended)
+        return state._replace(sinkhorn=after, mark=error, tried=state.tried | slow)
+
+    def done(self, problem: Problem, state: HybridState) -> Tensor | None:
+        return None if state.newton is not None else self._first(problem).done(problem, state.sinkhorn)
 
     def terminate(self, problem: Problem, state: HybridState) -> tuple[Status, ...] | None:
         if state.newton is None:
@@ -127,7 +161,7 @@ class SinkhornNewton(Solver[HybridState]):
         return self._second(problem).verdict(problem, state.newton)
 
     def error(self, state: HybridState) -> float:
-        return float(state.sinkhorn.error) if state.newton is None else self.newton.error(state.newton)
+        return state.error
 
     def finish(self, problem: Problem, state: HybridState) -> Outcome:
         if state.newton is None:

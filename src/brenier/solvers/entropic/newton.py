@@ -23,7 +23,7 @@ from .relaxation import Plain
 from .schedule import Fixed, Halving, Schedule
 from .sinkhorn import Sinkhorn
 
-__all__ = ["Newton", "NewtonState", "SparseNewton"]
+__all__ = ["Newton", "NewtonState", "SparseNewton", "unbatched"]
 
 Array = NDArray[np.float64]
 
@@ -153,7 +153,7 @@ class _NewtonSolver(Solver[NewtonState]):
         check_start(f"{self.name} start g", self.g, problem.shape[1])
 
     def init(self, problem: Problem) -> NewtonState:
-        return NewtonState(tuple(self._start(p, i) for i, p in enumerate(_unbatched(problem.double()))))
+        return NewtonState(tuple(self._start(p, i) for i, p in enumerate(unbatched(problem.double()))))
 
     def _start(self, problem: Problem, index: int) -> _Item:
         assert problem.epsilon is not None
@@ -532,7 +532,7 @@ def _factorised(K: Any, rhs: Array, scale: Array, shift: float) -> Array:
         jitter *= 10
 
 
-def _unbatched(problem: Problem) -> list[Problem]:
+def unbatched(problem: Problem) -> list[Problem]:
     """The problems of a batch, without batch axes."""
     assert problem.epsilon is not None
     batch = problem.batch_shape
