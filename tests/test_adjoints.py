@@ -292,7 +292,7 @@ def test_truncated_is_autograd_through_a_dense_loop(k: int) -> None:
             assert_close(one, other, 1e-10, atol=1e-12)
     with torch.no_grad():  # the same numbers where no gradient is wanted
         again = brenier.solve(CostMatrix(C), a=a, b=b, epsilon=epsilon, adjoint=Unrolled(k, from_start=True))
-        assert torch.equal(again.plan.dense(), s.plan.dense())
+        assert_close(again.plan.dense(), s.plan.dense(), 1e-12)  # another engine may serve
 
 
 @pytest.mark.parametrize("pair", ["Exact", "KL", "TV, Exact", "Partial", "Slack"])
