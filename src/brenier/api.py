@@ -22,8 +22,6 @@ from .solvers import DualAscent, Monotone, NetworkSimplex, Newton, Sinkhorn, Sol
 
 __all__ = ["solve"]
 
-# Entries of the largest cost matrix that an exact solve forms on its own: 20,000 x 20,000, 3.2 GB.
-_DENSE_LIMIT = 20_000**2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sns": SparseNewton,
@@ -192,14 +190,10 @@ def _choose(solver: str | Solver[Any], problem: Problem) -> tuple[Solver[Any], s
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
-    n, m = problem.shape
-    if n * m > _DENSE_LIMIT:
-        raise InvalidInput(
-            f"x and y: expected at most {_DENSE_LIMIT:,} pairs for an exact solve with a cost matrix, got {n:,} x "
-            f"{m:,}. Give epsilon=Relative(0.01), which needs no matrix, or ask for solver='network-simplex' and "
-            f"{8e-9 * n * m:.1f} GB."
-        )
-    return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
+    exact, (n, m) = NetworkSimplex(), problem.shape
+    if exact.lazy(problem):
+        return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"
+    return exact, f"exact, and the {n} x {m} cost matrix fits in memory"
 
 
 def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None) -> Solver[Any]:

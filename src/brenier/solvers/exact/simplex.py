@@ -10,20 +10,27 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
+from ...geometry import CostMatrix, Geometry
 from ...kernels import simplex
 from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_start
+from .lazy import LazyTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
+# Pairs of the largest cost matrix that is formed unasked: 20,000 x 20,000, 3.2 GB.
+DENSE_LIMIT = 20_000**2
+
 
 class SimplexState(NamedTuple):
-    """One result per batch item, empty before the solve."""
+    """One result per batch item, empty before a solve on cost matrices; without them the solves under way, which a
+    step moves on in place."""
 
-    results: tuple[simplex.SimplexResult, ...]
+    results: tuple[simplex.SimplexResult, ...] = ()
+    lazy: tuple[LazyTransport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,36 @@ class NetworkSimplex(Solver[SimplexState]):
     """Pivot on spanning trees until the potentials prove that the plan is optimal.
 
     Solves min <P, C> over P >= 0 with P1 = a and P^T 1 = b, in float64, for any cost and any masses. The plan has
-    at most n + m - 1 entries, and is a permutation when n = m and all masses are equal. Holds the cost matrix once:
-    8 n m bytes; typically O((n + m) n m) time or better.
+    at most n + m - 1 entries, and is a permutation when n = m and all masses are equal.
+
+    With pairs="dense" it holds the cost matrix once: 8 n m bytes; typically O((n + m) n m) time or better. With
+    pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
+    until none violates c_ij >= f_i + g_j, so the certificate is the same. A step is then one round of pivots and
+    pricing: callbacks, progress (the relative gap so far) and interrupts work between rounds, and every round has a
+    feasible plan. Without potentials to start from, those of a random quarter of the points serve, solved in the same
+    way.
 
     Args:
         max_pivots: stop after so many pivots with the best plan so far, which is always feasible; no limit if None.
         f, g: potentials to start from; near-optimal ones save most of the pivots.
         engine: "native" (C++), "reference" (NumPy), or "auto".
+        pairs: "dense", "lazy" (native engine only), or "auto": dense up to 20,000 x 20,000 pairs, and for a cost that
+            is given as a matrix.
+        max_iter: rounds, for pairs="lazy".
+
+    Reference:
+        Bonneel et al. (2011), Displacement interpolation using Lagrangian mass transport (the network simplex);
+        Schmitzer (2016), A sparse multiscale algorithm for dense optimal transport (sparse solves, certified by the
+        duals).
     """
 
     name: ClassVar[str] = "network-simplex"
+    max_iter: int = 1000
     max_pivots: int | None = None
     f: Tensor | None = None
     g: Tensor | None = None
     engine: str = "auto"
+    pairs: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +75,8 @@ class NetworkSimplex(Solver[SimplexState]):
             check_count("max_pivots", self.max_pivots)
         if self.engine not in ("auto", "native", "reference"):
             refuse("engine", "'auto', 'native' or 'reference'", repr(self.engine))
+        if self.pairs not in ("auto", "dense", "lazy"):
+            refuse("pairs", "'auto', 'dense' or 'lazy'", repr(self.pairs))
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is not None:
@@ -66,12 +91,64 @@ class NetworkSimplex(Solver[SimplexState]):
         check_start("network-simplex start f", self.f, problem.shape[0])
         check_start("network-simplex start g", self.g, problem.shape[1])
 
+        if self.lazy(problem) and (native is None or self.engine == "reference"):
+            n, m = problem.shape
+            refuse(
+                "network-simplex without a cost matrix",
+                "the native engine",
+                "an installation without it" if native is None else "engine='reference'",
+                f"Reinstall brenier with a C++20 compiler, ask for pairs='dense' and {8e-9 * n * m:.1f} GB, or give "
+                "epsilon=Relative(0.01), which needs no matrix.",
+            )
+
+    def lazy(self, problem: Problem) -> bool:
+        """Whether a problem is solved without its cost matrix."""
+        if self.pairs != "auto":
+            return self.pairs == "lazy"
+        n, m = problem.shape
+        return n * m > DENSE_LIMIT and not isinstance(problem.geometry, CostMatrix)
+
     def init(self, problem: Problem) -> SimplexState:
-        return SimplexState(())
+        if not self.lazy(problem):
+            return SimplexState()
+        a, b, _ = self._masses(problem)
+        geometry = problem.geometry.to(torch.float64)
+        f, g = self._start(problem)
+        return SimplexState(
+            lazy=tuple(
+                LazyTransport(
+                    _item(geometry, index),
+                    a[k].cpu().numpy(),
+                    b[k].cpu().numpy(),
+                    f=None if f is None else f[k],
+                    g=None if g is None else g[k],
+                )
+                for k, index in enumerate(np.ndindex(*problem.batch_shape))
+            )
+        )
+
+    def _masses(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+        """Masses (batch, n) and (batch, m) near one, and the exponents of the powers of two that they were cut by."""
+        a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
+        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+        # the scale of the masses must not matter, however small; powers of two cost no rounding
+        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
+        return torch.ldexp(a, -exponent), torch.ldexp(b, -exponent), exponent
+
+    def _start(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+        """Potentials to start from, (batch, n) and (batch, m)."""
+        batch = problem.batch_shape
+        f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
+        return f, g
 
     def step(self, problem: Problem, state: SimplexState) -> SimplexState:
         if self.engine == "auto":
             warn_without_native()
+        if state.lazy:
+            for item in state.lazy:
+                if not self._ended(item):
+                    item.round(self.max_pivots)
+            return state
         n, m = problem.shape
         cost = problem.geometry.to(torch.float64).tile()
         if not torch.isfinite(cost).all():
@@ -80,13 +157,9 @@ class NetworkSimplex(Solver[SimplexState]):
             )
         batch = problem.batch_shape
         costs = cost.expand(*batch, n, m).reshape(-1, n, m)
-        a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
-        f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
-        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
-        # the scale of the masses must not matter, however small; powers of two cost no rounding
-        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
-        a, b = torch.ldexp(a, -exponent), torch.ldexp(b, -exponent)
-        results = [
+        a, b, _ = self._masses(problem)
+        f, g = self._start(problem)
+        results = tuple(
             simplex.network_simplex(
                 costs[k].contiguous().cpu().numpy(),
                 a[k].cpu().numpy(),
@@ -97,15 +170,21 @@ class NetworkSimplex(Solver[SimplexState]):
                 engine=self.engine,
             )
             for k in range(len(costs))
-        ]
-        scales = exponent.flatten().tolist()
-        return SimplexState(tuple(r._replace(mass=np.ldexp(r.mass, e)) for r, e in zip(results, scales)))
+        )
+        return SimplexState(results)
+
+    def _ended(self, item: LazyTransport) -> bool:
+        return item.optimal or (self.max_pivots is not None and item.n_pivots >= self.max_pivots)
 
     def terminate(self, problem: Problem, state: SimplexState) -> tuple[Status, ...] | None:
-        return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)
+        return self.verdict(problem, state) if all(map(self._ended, state.lazy)) else None
+
+    def verdict(self, problem: Problem, state: SimplexState) -> tuple[Status, ...]:
+        items = state.lazy or state.results
+        return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in items)
 
     def error(self, state: SimplexState) -> float:
-        return float("nan")
+        return max((item.gap for item in state.lazy), default=float("nan"))
 
     def finish(self, problem: Problem, state: SimplexState) -> Outcome:
         batch, device = problem.batch_shape, problem.geometry.device
@@ -114,13 +193,24 @@ class NetworkSimplex(Solver[SimplexState]):
             padded = torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True)
             return padded.reshape(*batch, -1).to(device)
 
-        r = state.results
+        r = tuple(item.result() for item in state.lazy) or state.results
+        scales = self._masses(problem)[-1].flatten().tolist()
         plan = SparsePlan(
             problem.geometry,
             stack([torch.as_tensor(k.rows, dtype=torch.long) for k in r]),
             stack([torch.as_tensor(k.cols, dtype=torch.long) for k in r]),
-            stack([torch.as_tensor(k.mass) for k in r]),
+            stack([torch.as_tensor(np.ldexp(k.mass, e)) for k, e in zip(r, scales)]),
         )
         f, g = stack([torch.as_tensor(k.f) for k in r]), stack([torch.as_tensor(k.g) for k in r])
         engine = "native" if self.engine != "reference" and native is not None else "reference"
-        return Outcome(plan, f, g, {"n_iter": sum(k.n_iter for k in r), "engine": engine})
+        stats = {"n_iter": sum(k.n_iter for k in r), "engine": engine, "pairs": "lazy" if state.lazy else "dense"}
+        for name in state.lazy[0].stats if state.lazy else ():
+            stats[name] = sum(item.stats[name] for item in state.lazy)
+        return Outcome(plan, f, g, stats)
+
+
+def _item(geometry: Geometry, index: tuple[int, ...]) -> Geometry:
+    """The geometry of one item of a batch, whose axes may be more than those of the geometry."""
+    lead = geometry.batch_shape
+    own = tuple(0 if size == 1 else i for size, i in zip(lead, index[len(index) - len(lead) :]))
+    return geometry.with_tensors(*(t[own] for t in geometry.tensors)) if lead else geometry
