@@ -81,39 +81,60 @@ struct Arc {
   double reduced;  // its reduced cost when it was listed
 };
 
-// Builds a strongly feasible tree. Each step ships all that one arc can carry, and the line that this exhausts
-// leaves the game as a child of the other. A row may hang on a column by an empty arc, a column may not: so on ties
-// the column leaves, the empty row hangs itself later, and the last column stays as the root.
+// Builds a strongly feasible tree. Each step ships all that one arc can carry, and the line that this exhausts hangs
+// itself on the other. When it exhausts both, the column does, and the row waits: a row may hang on a column by an
+// empty arc, a column may not. The last column stays as the root. A waiting row may hang on any column of another
+// component, so a problem of equal masses, whose rows all wait, still finds near ones.
 class GreedyTree {
  public:
   GreedyTree(SpanningTree& tree, const std::vector<Index>& rows, const std::vector<Index>& cols,
              const Mass* supply, const Mass* demand, Index n, Index m)
       : tree_(tree), n_(n), lines_(n + m), rows_(static_cast<Index>(rows.size())),
-        cols_(static_cast<Index>(cols.size())), left_(n + m, 0), alive_(n + m, 0) {
+        cols_(static_cast<Index>(cols.size())), left_(n + m, 0), alive_(n + m, 0), waits_(n, 0), above_(n + m) {
     for (Index i : rows) left_[i] = supply[i], alive_[i] = 1;
     for (Index j : cols) left_[n + j] = demand[j], alive_[n + j] = 1;
+    std::iota(above_.begin(), above_.end(), 0);
   }
 
   bool row_alive(Index i) const { return alive_[i]; }
+  bool row_waits(Index i) const { return waits_[i]; }
   bool col_alive(Index j) const { return alive_[n_ + j]; }
-  bool complete() const { return rows_ + cols_ == 1; }
+  bool complete() const { return rows_ == 0 && cols_ == 1 && waiting_ == 0; }
 
-  // Ship along row i -> column j, both alive; returns the node that leaves.
-  Index ship(Index i, Index j) {
+  // Ship along row i -> column j, both alive.
+  void ship(Index i, Index j) {
     const Index column = n_ + j;
     const Mass flow = std::min(left_[i], left_[column]);
     left_[i] -= flow;
     left_[column] -= flow;
     const bool column_leaves = left_[column] == 0 && cols_ > 1;
-    const Index leaves = column_leaves ? column : i;
-    --(column_leaves ? cols_ : rows_);
-    alive_[leaves] = 0;
-    tree_.hang(leaves, column_leaves ? i : column, flow);
-    return leaves;
+    if (column_leaves) {
+      alive_[column] = 0;
+      --cols_;
+      hang(column, i, flow);
+    }
+    if (left_[i] > 0) return;
+    alive_[i] = 0;
+    --rows_;
+    if (column_leaves) {
+      waits_[i] = 1;
+      ++waiting_;
+    } else {
+      hang(i, column, flow);
+    }
+  }
+
+  // Hang a waiting row on column j, unless they are of one component.
+  bool settle(Index i, Index j) {
+    if (component(i) == component(n_ + j)) return false;
+    hang(i, n_ + j, 0);
+    waits_[i] = 0;
+    --waiting_;
+    return true;
   }
 
   // Arcs in order of reduced cost; but where a line has one live tight arc left, that one first: from optimal duals
-  // this finds an optimal plan.
+  // this finds an optimal plan. Then the waiting rows, in the same order.
   void ship_in_order(std::vector<Arc> arcs, double tight) {
     std::sort(arcs.begin(), arcs.end(), [](const Arc& s, const Arc& t) { return s.reduced < t.reduced; });
     std::size_t count = 0;
@@ -131,9 +152,12 @@ class GreedyTree {
       if (degree[u] == 1) leaves.push_back(u);
 
     auto ship_and_update = [&](Index i, Index j) {
-      const Index gone = ship(i, j);
-      for (Index k = start[gone]; k < start[gone + 1]; ++k)
-        if (alive_[near[k]] && --degree[near[k]] == 1) leaves.push_back(near[k]);
+      ship(i, j);
+      for (Index gone : {i, n_ + j}) {
+        if (alive_[gone]) continue;
+        for (Index k = start[gone]; k < start[gone + 1]; ++k)
+          if (alive_[near[k]] && --degree[near[k]] == 1) leaves.push_back(near[k]);
+      }
     };
     auto strip_leaves = [&] {
       while (!leaves.empty()) {
@@ -148,17 +172,31 @@ class GreedyTree {
     };
     strip_leaves();
     for (const Arc& arc : arcs) {
-      if (!row_alive(arc.row) || !col_alive(arc.col) || complete()) continue;
+      if (!row_alive(arc.row) || !col_alive(arc.col)) continue;
       ship_and_update(arc.row, arc.col);
       strip_leaves();
     }
+    for (const Arc& arc : arcs)
+      if (row_waits(arc.row)) settle(arc.row, arc.col);
   }
 
  private:
+  void hang(Index u, Index parent, Mass flow) {
+    tree_.hang(u, parent, flow);
+    above_[component(u)] = component(parent);
+  }
+
+  // Of the lines that hang together, the same one for all.
+  Index component(Index u) {
+    while (above_[u] != u) u = above_[u] = above_[above_[u]];
+    return u;
+  }
+
   SpanningTree& tree_;
-  Index n_, lines_, rows_, cols_;
+  Index n_, lines_, rows_, cols_, waiting_ = 0;  // the last three: lines alive, and rows that wait
   std::vector<Mass> left_;
-  std::vector<char> alive_;
+  std::vector<char> alive_, waits_;
+  std::vector<Index> above_;
 };
 
 // The tree, its potentials, and the list of arcs that pivots look at.
@@ -364,18 +402,21 @@ class DenseSimplex : PivotList {
     // What the list could not place: row by row, the cheapest columns that are left.
     std::vector<Arc> open;
     for (Index i : rows_) {
-      if (!greedy.row_alive(i) || greedy.complete()) continue;
+      if (!greedy.row_alive(i)) continue;
       open.clear();
       for (Index j : cols_)
         if (greedy.col_alive(j)) open.push_back({i, j, row_cost(i)[j], reduced(i, j, row_cost(i)[j])});
       const auto dearer = [](const Arc& s, const Arc& t) { return s.reduced > t.reduced; };
       std::make_heap(open.begin(), open.end(), dearer);
-      while (greedy.row_alive(i) && !greedy.complete()) {
+      while (greedy.row_alive(i)) {
         std::pop_heap(open.begin(), open.end(), dearer);
         greedy.ship(i, open.back().col);
         open.pop_back();
       }
     }
+    for (Index i : rows_)
+      for (Index j : cols_)
+        if (greedy.row_waits(i) && greedy.col_alive(j)) greedy.settle(i, j);
     for (Index j : cols_)
       if (greedy.col_alive(j)) tree_.set_root(n_ + j);
     refresh();
@@ -524,7 +565,7 @@ class ListedTransport::Simplex : PivotList {
   std::pair<std::vector<Index>, std::vector<Index>> leftovers() const {
     std::pair<std::vector<Index>, std::vector<Index>> left;
     for (Index i : rows_)
-      if (greedy_.row_alive(i)) left.first.push_back(i);
+      if (greedy_.row_alive(i) || greedy_.row_waits(i)) left.first.push_back(i);
     for (Index j : cols_)
       if (greedy_.col_alive(j)) left.second.push_back(j);
     return left;

@@ -104,6 +104,11 @@ class Geometry(ABC):
         return _Part(self.detach(), rows, cols)
 
     @property
+    def fused(self) -> bool:
+        """Whether the native engine knows the cost by name, and can spare the tiles."""
+        return False
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.tensors[0].dtype
 
@@ -164,6 +169,10 @@ class PairGeometry(Geometry):
     @property
     @abstractmethod
     def T(self) -> PairGeometry: ...
+
+    @property
+    def fused(self) -> bool:
+        return bool(self.detach()._pairs()[0].kind)
 
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         if self._along(dim) == 0:
