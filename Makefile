@@ -31,6 +31,7 @@ bench: bench-exact bench-kernels ## Against other libraries; keep the machine qu
 
 bench-exact: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_simplex.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_lazy.py
 
 bench-kernels: $(VENV)/.test
 	$(BIN)/python benchmarks/kernels.py

@@ -306,12 +306,13 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 n = 20_000
 x = torch.randn(n, 2, dtype=torch.float64)
-y = x[torch.randperm(n)] + 0.3  # a translation is optimal, so its potential is known
+y = x[torch.randperm(n)] + 0.3  # almost a translation, whose potential is known
+y += 5e-3 * torch.randn(n, 2, dtype=torch.float64)
 lazy = NetworkSimplex(pairs="lazy", g=0.6 * y.sum(1))
 brenier.solve(x[:700], y[:700], solver=NetworkSimplex(pairs="lazy")).certificate
 before = peak_mb()
 solution = brenier.solve(x, y, solver=lazy)
-assert abs(float(solution.value) - 0.18) < 1e-12 and float(solution.certificate.relative_gap) < 1e-12
+assert solution.stats["rounds"] > 0 and float(solution.certificate.relative_gap) < 1e-12
 print(peak_mb() - before)
 """
 

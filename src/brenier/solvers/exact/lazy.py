@@ -156,8 +156,7 @@ class LazyTransport:
     def _search(
         self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
     ) -> tuple[_Arcs, Tensor]:
-        """The arcs of least reduced cost of each row in each of `width` classes of columns, if below the limit; and
-        the least reduced cost of each row."""
+        """For each row the best arc in each of `width` classes of columns, if below the limit; and its least reduced cost."""
         m = geometry.shape[1]
         order = torch.randperm(m, generator=self._generator).to(f.device)
         least = torch.full_like(f, torch.inf)

@@ -28,8 +28,7 @@ _FASTER_LAZY = 3_000**2
 
 
 class SimplexState(NamedTuple):
-    """One result per batch item, empty before a solve on cost matrices; without them the solves under way, which a
-    step moves on in place."""
+    """One result per batch item once their matrices are solved, or the lazy solves, which a step moves on in place."""
 
     results: tuple[simplex.SimplexResult, ...] = ()
     lazy: tuple[LazyTransport, ...] = ()
