@@ -89,7 +89,7 @@ def solve(
         NotConverged: with `throw=True`.
 
     Complexity: Sinkhorn O(n m d) time for an iteration and O(n + m) memory; the network simplex holds the n x m
-    cost; on the line O((n + m) log(n + m)).
+    cost of small problems and O(n + m) numbers for large ones; on the line O((n + m) log(n + m)).
 
     Example:
         >>> import torch, brenier

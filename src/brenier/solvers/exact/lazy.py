@@ -10,7 +10,6 @@ classes at random, and each class gives its best: the same number of pairs as on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,7 +155,7 @@ class LazyTransport:
     def _search(
         self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
     ) -> tuple[_Arcs, Tensor]:
-        """For each row the best arc in each of `width` classes of columns, if below the limit; and its least reduced cost."""
+        """The best arc of each row in each of `width` classes of columns, if below the limit; the least reduced costs."""
         m = geometry.shape[1]
         order = torch.randperm(m, generator=self._generator).to(f.device)
         least = torch.full_like(f, torch.inf)
@@ -182,19 +181,14 @@ class LazyTransport:
 
     # ----------------------------------------------------------------------------------------------- rounds
 
-    def round(self, max_iter: int | None = None, interrupt: Callable[[], bool] | None = None) -> None:
-        """Pivot on the list, for a bounded while, then price all pairs.
-
-        Args:
-            max_iter: pivots in all, over all rounds.
-            interrupt: polled while pivoting; ends the pivots of this round.
-        """
+    def round(self, max_iter: int | None = None) -> None:
+        """Pivot on the list, for a bounded while, then price all pairs; at most `max_iter` pivots over all rounds."""
         start = time.perf_counter()
         before = self._basis()[-1]
         limit = before + _PATIENCE * sum(self._live.shape)
         if max_iter is not None:
             limit = min(limit, max(before, max_iter))
-        done = self._simplex.pivot(limit, interrupt)
+        done = self._simplex.pivot(limit, None)
         rows, cols, flow, f, g, n_iter = self._basis()
         middle = time.perf_counter()
         violators, least = self._search(self._live, f, g, _EXTRA, -self._simplex.tolerance)
