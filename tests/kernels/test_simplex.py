@@ -412,7 +412,7 @@ def listed(cost, a, b, first, rng):
 def test_listed_arcs_reach_the_same_optimum(n, m, first, masses):
     cost, a, b = clouds(n + m, n, m, masses=masses)
     problem, rounds = listed(cost, a, b, first, np.random.default_rng(n))
-    rows, cols, flow, f, g, n_iter = problem.basis()
+    rows, cols, flow, f, g, _ = problem.basis()
     assert len(rows) == n + m - 1
     assert (flow >= 0).all()
     assert (cost - f[:, None] - g).min() >= -2 * problem.tolerance

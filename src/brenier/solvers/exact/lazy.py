@@ -155,7 +155,7 @@ class LazyTransport:
     def _search(
         self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
     ) -> tuple[_Arcs, Tensor]:
-        """The best arc of each row in each of `width` classes of columns, if below the limit; the least reduced costs."""
+        """The best arc of each row in each of `width` classes of columns, if below the limit, and the best costs."""
         m = geometry.shape[1]
         order = torch.randperm(m, generator=self._generator).to(f.device)
         least = torch.full_like(f, torch.inf)
