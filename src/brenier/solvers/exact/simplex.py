@@ -97,7 +97,7 @@ class NetworkSimplex(Solver[SimplexState]):
             refuse(
                 "network-simplex without a cost matrix",
                 "the native engine",
-                "an installation without it" if native is None else "engine='reference'",
+                "engine='reference'" if self.engine == "reference" else "an installation without it",
                 f"Reinstall brenier with a C++20 compiler, ask for pairs='dense' and {8e-9 * n * m:.1f} GB, or give "
                 "epsilon=Relative(0.01), which needs no matrix.",
             )
