@@ -31,7 +31,7 @@ _DENSE = 2**23  # pairs of a sample that is solved on its cost matrix
 _ALL = 2**20  # pairs between leftovers below which all are listed
 _SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
 _BLOCK = 2**16  # arcs whose cost is computed at once: coordinates of both ends are copied
-_PATIENCE = 8  # pivots per line in one round
+_PATIENCE = 8  # pivots per line in the first round; each has twice those of the one before
 
 _ROUNDING = 64 * np.finfo(np.float64).eps  # of the largest dual: reduced costs up to this count as zero
 
@@ -185,7 +185,7 @@ class LazyTransport:
         """Pivot on the list, for a bounded while, then price all pairs; at most `max_iter` pivots over all rounds."""
         start = time.perf_counter()
         before = self._basis()[-1]
-        limit = before + _PATIENCE * sum(self._live.shape)
+        limit = before + (_PATIENCE << min(self.stats["rounds"], 16)) * sum(self._live.shape)
         if max_iter is not None:
             limit = min(limit, max(before, max_iter))
         done = self._simplex.pivot(limit, None)
