@@ -33,6 +33,7 @@ bench: bench-exact bench-kernels bench-tiny bench-batches bench-large bench-entr
 
 bench-exact: $(BENCH)/.bench
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/exact_simplex.py
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/exact_lazy.py
 
 bench-kernels: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/kernels.py --threads 1 --json results/kernels.json

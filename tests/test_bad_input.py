@@ -347,6 +347,7 @@ CASES += [
     (lambda: NetworkSimplex(max_iter=True), "max_iter: expected a positive integer, got True."),
     (lambda: NetworkSimplex(max_pivots=0), "max_pivots: expected a positive integer, got 0."),
     (lambda: NetworkSimplex(engine="gpu"), "engine: expected 'auto', 'native' or 'reference', got 'gpu'."),
+    (lambda: NetworkSimplex(pairs="some"), "pairs: expected 'auto', 'dense' or 'lazy', got 'some'."),
     (
         lambda: solve(X, Y, solver=NetworkSimplex(f=torch.zeros(4))),
         "network-simplex start f: expected last axis of length 3, got shape (4,).",
@@ -431,11 +432,13 @@ def test_unknown_words_are_refused_by_python() -> None:
         solve(X, Y, weights(3))  # type: ignore[misc]
 
 
-def test_too_many_pairs_for_an_exact_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brenier.api._DENSE_LIMIT", 10)
+def test_too_many_pairs_for_an_exact_solve_without_the_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brenier.solvers.exact.simplex.DENSE_LIMIT", 10)
+    monkeypatch.setattr("brenier.solvers.exact.simplex.native", None)
     message = (
-        "x and y: expected at most 10 pairs for an exact solve with a cost matrix, got 3 x 4. Give "
-        "epsilon=Relative(0.01), which needs no matrix, or ask for solver='network-simplex' and 0.0 GB."
+        "network-simplex without a cost matrix: expected the native engine, got an installation without it. Reinstall "
+        "brenier with a C++20 compiler, ask for pairs='dense' and 0.0 GB, or give epsilon=Relative(0.01), which needs "
+        "no matrix."
     )
     with pytest.raises(InvalidInput) as caught:
         solve(X, Y)

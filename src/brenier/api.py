@@ -37,11 +37,9 @@ from .solvers.entropic.hybrid import takes_newton
 
 __all__ = ["solve"]
 
-# Entries of the largest cost matrix that an exact solve forms on its own: 20,000 x 20,000, 3.2 GB.
-_DENSE_LIMIT = 20_000**2
 # Pairs up to which sparse Newton may take over from Sinkhorn, and pairs from which a loose gap beats an exact solve.
 _NEWTON_LIMIT = 10_000**2
-_QUICK_EXACT = 5_000**2
+_QUICK_EXACT = 30_000**2
 _LOOSE = 1e-3
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
@@ -118,7 +116,7 @@ def solve(
         NotConverged: with `throw=True`.
 
     Complexity: Sinkhorn O(n m d) time for an iteration and O(n + m) memory; the network simplex holds the n x m
-    cost; on the line O((n + m) log(n + m)).
+    cost of small problems and O(n + m) numbers for large ones; on the line O((n + m) log(n + m)).
 
     Example:
         >>> import torch, brenier
@@ -228,13 +226,10 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         return Monotone(), "points on a line and a convex cost: sorting is exact"
     if gap is not None and gap >= _LOOSE and n * m > _QUICK_EXACT and not problem.batch_shape:
         return Annealing(), f"a gap of {gap:g} is quicker than an exact plan of {n} x {m}"
-    if n * m > _DENSE_LIMIT:
-        raise InvalidInput(
-            f"x and y: expected at most {_DENSE_LIMIT:,} pairs for an exact solve with a cost matrix, got {n:,} x "
-            f"{m:,}. Give epsilon=Relative(0.01), which needs no matrix, or ask for solver='network-simplex' and "
-            f"{8e-9 * n * m:.1f} GB."
-        )
-    return NetworkSimplex(), f"exact, and the {n} x {m} cost matrix fits in memory"
+    exact = NetworkSimplex()
+    if exact.lazy(problem):
+        return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"
+    return exact, f"exact, and the {n} x {m} cost matrix fits in memory"
 
 
 def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:

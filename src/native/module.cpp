@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -72,12 +73,64 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
                         basis.n_iter, basis.optimal);
 }
 
+using brenier::ListedTransport;
+using Integers = Vector<std::int64_t>;
+using Doubles = Vector<double>;
+
+brenier::Arcs arcs(const Integers& rows, const Integers& cols, const Doubles& cost) {
+  return {rows.data(), cols.data(), cost.data(), cost.shape(0)};
+}
+
+void bind_listed_transport(nb::module_& module) {
+  nb::class_<ListedTransport>(module, "ListedTransport")
+      .def("__init__",
+           [](ListedTransport* self, Integers supply, Integers demand) {
+             new (self) ListedTransport(static_cast<std::int32_t>(supply.shape(0)),
+                                        static_cast<std::int32_t>(demand.shape(0)), supply.data(), demand.data());
+           },
+           "supply"_a, "demand"_a)
+      .def("plant",
+           [](ListedTransport& self, Integers rows, Integers cols, Doubles cost, Doubles f, Doubles g) {
+             nb::gil_scoped_release nogil;
+             return self.plant(arcs(rows, cols, cost), f.data(), g.data());
+           },
+           "rows"_a, "cols"_a, "cost"_a, "f"_a, "g"_a)
+      .def("leftovers",
+           [](const ListedTransport& self) {
+             auto [rows, cols] = self.leftovers();
+             return nb::make_tuple(to_numpy(std::move(rows)), to_numpy(std::move(cols)));
+           })
+      .def("pivot",
+           [](ListedTransport& self, std::int64_t max_iter, nb::object interrupt) {
+             Poll poll(std::move(interrupt));
+             nb::gil_scoped_release nogil;
+             return self.pivot(max_iter, [&poll] { return poll(); });
+           },
+           "max_iter"_a, "interrupt"_a.none())
+      .def("add",
+           [](ListedTransport& self, Integers rows, Integers cols, Doubles cost) {
+             nb::gil_scoped_release nogil;
+             return self.add(arcs(rows, cols, cost));
+           },
+           "rows"_a, "cols"_a, "cost"_a)
+      .def("basis",
+           [](const ListedTransport& self) {
+             auto basis = self.basis();
+             return nb::make_tuple(to_numpy(std::move(basis.rows)), to_numpy(std::move(basis.cols)),
+                                   to_numpy(std::move(basis.flow)), to_numpy(std::move(basis.f)),
+                                   to_numpy(std::move(basis.g)), basis.n_iter);
+           })
+      .def_prop_ro("size", &ListedTransport::size)
+      .def_prop_ro("tolerance", &ListedTransport::tolerance);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
   module.doc() = "The compiled kernels: network simplex, pairwise operations, Sinkhorn scaling of many small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  bind_listed_transport(module);
   brenier::bind_pairwise(module);
   brenier::bind_tiny_sinkhorn(module);
 }

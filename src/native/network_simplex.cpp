@@ -7,10 +7,10 @@
 //
 // - Masses are integers, so ties are exact, and the tree stays strongly feasible (Cunningham, 1976: an empty arc
 //   points to the root), so degenerate pivots cannot cycle.
-// - Pivots look at a short list of promising arcs. When it is optimal the whole matrix is priced, what violates
-//   joins the list, and so on until nothing does.
-// - The first duals are those of a smaller problem on a sample of the rows and columns, solved in the same way.
-//   The first tree is greedy for them.
+// - Pivots look at a short list of promising arcs. When it is optimal all arcs are priced, what violates joins the
+//   list, and so on until nothing does.
+// - On a cost matrix the first duals are those of a smaller problem on a sample of the rows and columns, solved in
+//   the same way, and the first tree is greedy for them. Without a matrix the caller brings duals and arcs.
 
 #include "network_simplex.hpp"
 
@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "spanning_tree.hpp"
 
@@ -76,42 +77,64 @@ void lower_columns(const double* cost, double f, Index m, double* g) {
 
 struct Arc {
   Index row, col;
+  double cost;
   double reduced;  // its reduced cost when it was listed
 };
 
-// Builds a strongly feasible tree. Each step ships all that one arc can carry, and the line that this exhausts
-// leaves the game as a child of the other. A row may hang on a column by an empty arc, a column may not: so on ties
-// the column leaves, the empty row hangs itself later, and the last column stays as the root.
+// Builds a strongly feasible tree. Each step ships all that one arc can carry, and the line that this exhausts hangs
+// itself on the other. When it exhausts both, the column does, and the row waits: a row may hang on a column by an
+// empty arc, a column may not. The last column stays as the root. A waiting row may hang on any column of another
+// component, so a problem of equal masses, whose rows all wait, still finds near ones.
 class GreedyTree {
  public:
   GreedyTree(SpanningTree& tree, const std::vector<Index>& rows, const std::vector<Index>& cols,
              const Mass* supply, const Mass* demand, Index n, Index m)
       : tree_(tree), n_(n), lines_(n + m), rows_(static_cast<Index>(rows.size())),
-        cols_(static_cast<Index>(cols.size())), left_(n + m, 0), alive_(n + m, 0) {
+        cols_(static_cast<Index>(cols.size())), left_(n + m, 0), alive_(n + m, 0), waits_(n, 0), above_(n + m) {
     for (Index i : rows) left_[i] = supply[i], alive_[i] = 1;
     for (Index j : cols) left_[n + j] = demand[j], alive_[n + j] = 1;
+    std::iota(above_.begin(), above_.end(), 0);
   }
 
   bool row_alive(Index i) const { return alive_[i]; }
+  bool row_waits(Index i) const { return waits_[i]; }
   bool col_alive(Index j) const { return alive_[n_ + j]; }
-  bool complete() const { return rows_ + cols_ == 1; }
+  bool complete() const { return rows_ == 0 && cols_ == 1 && waiting_ == 0; }
 
-  // Ship along row i -> column j, both alive; returns the node that leaves.
-  Index ship(Index i, Index j) {
+  // Ship along row i -> column j, both alive.
+  void ship(Index i, Index j) {
     const Index column = n_ + j;
     const Mass flow = std::min(left_[i], left_[column]);
     left_[i] -= flow;
     left_[column] -= flow;
     const bool column_leaves = left_[column] == 0 && cols_ > 1;
-    const Index leaves = column_leaves ? column : i;
-    --(column_leaves ? cols_ : rows_);
-    alive_[leaves] = 0;
-    tree_.hang(leaves, column_leaves ? i : column, flow);
-    return leaves;
+    if (column_leaves) {
+      alive_[column] = 0;
+      --cols_;
+      hang(column, i, flow);
+    }
+    if (left_[i] > 0) return;
+    alive_[i] = 0;
+    --rows_;
+    if (column_leaves) {
+      waits_[i] = 1;
+      ++waiting_;
+    } else {
+      hang(i, column, flow);
+    }
+  }
+
+  // Hang a waiting row on column j, unless they are of one component.
+  bool settle(Index i, Index j) {
+    if (component(i) == component(n_ + j)) return false;
+    hang(i, n_ + j, 0);
+    waits_[i] = 0;
+    --waiting_;
+    return true;
   }
 
   // Arcs in order of reduced cost; but where a line has one live tight arc left, that one first: from optimal duals
-  // this finds an optimal plan.
+  // this finds an optimal plan. Then the waiting rows, in the same order.
   void ship_in_order(std::vector<Arc> arcs, double tight) {
     std::sort(arcs.begin(), arcs.end(), [](const Arc& s, const Arc& t) { return s.reduced < t.reduced; });
     std::size_t count = 0;
@@ -129,9 +152,12 @@ class GreedyTree {
       if (degree[u] == 1) leaves.push_back(u);
 
     auto ship_and_update = [&](Index i, Index j) {
-      const Index gone = ship(i, j);
-      for (Index k = start[gone]; k < start[gone + 1]; ++k)
-        if (alive_[near[k]] && --degree[near[k]] == 1) leaves.push_back(near[k]);
+      ship(i, j);
+      for (Index gone : {i, n_ + j}) {
+        if (alive_[gone]) continue;
+        for (Index k = start[gone]; k < start[gone + 1]; ++k)
+          if (alive_[near[k]] && --degree[near[k]] == 1) leaves.push_back(near[k]);
+      }
     };
     auto strip_leaves = [&] {
       while (!leaves.empty()) {
@@ -146,29 +172,186 @@ class GreedyTree {
     };
     strip_leaves();
     for (const Arc& arc : arcs) {
-      if (!row_alive(arc.row) || !col_alive(arc.col) || complete()) continue;
+      if (!row_alive(arc.row) || !col_alive(arc.col)) continue;
       ship_and_update(arc.row, arc.col);
       strip_leaves();
     }
+    for (const Arc& arc : arcs)
+      if (row_waits(arc.row)) settle(arc.row, arc.col);
   }
 
  private:
+  void hang(Index u, Index parent, Mass flow) {
+    tree_.hang(u, parent, flow);
+    above_[component(u)] = component(parent);
+  }
+
+  // Of the lines that hang together, the same one for all.
+  Index component(Index u) {
+    while (above_[u] != u) u = above_[u] = above_[above_[u]];
+    return u;
+  }
+
   SpanningTree& tree_;
-  Index n_, lines_, rows_, cols_;
+  Index n_, lines_, rows_, cols_, waiting_ = 0;  // the last three: lines alive, and rows that wait
   std::vector<Mass> left_;
-  std::vector<char> alive_;
+  std::vector<char> alive_, waits_;
+  std::vector<Index> above_;
 };
 
-class Solver {
- public:
-  Solver(const TransportProblem& problem, std::int64_t max_iter, const std::function<bool()>& stop)
-      : problem_(problem), max_iter_(max_iter), stop_(stop), n_(problem.n), m_(problem.m),
-        p_(static_cast<std::size_t>(n_) + m_, infinity), least_(n_), tree_(n_, n_ + m_) {
-    for (Index i = 0; i < n_; ++i)
-      if (problem.supply[i] > 0) rows_.push_back(i);
-    for (Index j = 0; j < m_; ++j)
-      if (problem.demand[j] > 0) cols_.push_back(j);
+// The tree, its potentials, and the list of arcs that pivots look at.
+class PivotList {
+ protected:
+  PivotList(Index n, Index m, const Mass* supply, const Mass* demand)
+      : n_(n), m_(m), p_(static_cast<std::size_t>(n) + m, infinity), tree_(n, n + m) {
+    for (Index i = 0; i < n; ++i)
+      if (supply[i] > 0) rows_.push_back(i);
+    for (Index j = 0; j < m; ++j)
+      if (demand[j] > 0) cols_.push_back(j);
     lines_ = static_cast<Index>(std::max(rows_.size(), cols_.size()));
+  }
+
+  double* p_cols() { return p_.data() + n_; }
+  double reduced(Index i, Index j, double cost) const { return cost + p_[n_ + j] - p_[i]; }
+
+  // Potentials afresh from the tree, free of accumulated rounding and centred.
+  template <class Cost>
+  void refresh_potentials(Cost cost) {
+    double low = infinity, high = -infinity;
+    tree_.walk_down([&](Index u) {
+      const Index parent = tree_.parent(u);
+      p_[u] = u == tree_.root() ? 0.0
+              : u < n_          ? p_[parent] + cost(u, parent - n_)
+                                : p_[parent] - cost(parent, u - n_);
+      low = std::min(low, p_[u]);
+      high = std::max(high, p_[u]);
+    });
+    const double middle = low + (high - low) / 2;
+    for (Index i : rows_) p_[i] -= middle;
+    for (Index j : cols_) p_cols()[j] -= middle;
+    tolerance_ = rounding * (high - middle);
+  }
+
+  void list(const std::vector<Arc>& arcs) {
+    list_start_.assign(n_ + 1, 0);
+    for (const Arc& arc : arcs) ++list_start_[arc.row + 1];
+    std::partial_sum(list_start_.begin(), list_start_.end(), list_start_.begin());
+    std::vector<std::size_t> next(list_start_.begin(), list_start_.end() - 1);
+    list_cols_.resize(arcs.size());
+    list_cost_.resize(arcs.size());
+    for (const Arc& arc : arcs) {
+      const std::size_t k = next[arc.row]++;
+      list_cols_[k] = arc.col;
+      list_cost_[k] = arc.cost;
+    }
+  }
+
+  // Append the arcs on the list, or the better of them when the list has grown long; those of the tree stay.
+  void keep_list(std::vector<Arc>& arcs) {
+    const std::size_t fresh = arcs.size();
+    double sum = 0;
+    for (Index i : rows_)
+      for (std::size_t k = list_start_[i]; k < list_start_[i + 1]; ++k) {
+        arcs.push_back({i, list_cols_[k], list_cost_[k], reduced(i, list_cols_[k], list_cost_[k])});
+        sum += arcs.back().reduced;
+      }
+    const std::size_t old = arcs.size() - fresh;
+    if (old < static_cast<std::size_t>(list_limit) * lines_) return;
+    const double mean = std::max(tolerance_, sum / static_cast<double>(old));
+    const auto worse = [mean](const Arc& arc) { return arc.reduced > mean; };
+    arcs.erase(std::remove_if(arcs.begin() + fresh, arcs.end(), worse), arcs.end());
+  }
+
+  // Pivot until no listed arc has a negative reduced cost; false when stopped. Each block of rows offers its best
+  // arc per row, and the best of these pivots until none is left.
+  bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop) {
+    struct Candidate {
+      Index row, col;
+      double cost;
+    };
+    std::vector<Candidate> candidates;
+    const Index count = static_cast<Index>(rows_.size());
+    Index cursor = 0;
+    for (Index idle = 0; idle < count;) {
+      candidates.clear();
+      const Index end = std::min(count, cursor + block_rows);
+      for (Index r = cursor; r < end; ++r) {
+        const Index i = rows_[r];
+        const double* cost = list_cost_.data() + list_start_[i];
+        const Index* cols = list_cols_.data() + list_start_[i];
+        const Index size = static_cast<Index>(list_start_[i + 1] - list_start_[i]);
+        const double least = list_minimum(cost, cols, size, p_cols());
+        if (!(least - p_[i] < -tolerance_)) continue;
+        Index k = 0;
+        while (k + 1 < size && cost[k] + p_cols()[cols[k]] > least) ++k;
+        candidates.push_back({i, cols[k], cost[k]});
+      }
+      idle += end - cursor;
+      cursor = end == count ? 0 : end;
+      for (;;) {
+        double least = -tolerance_;
+        std::size_t best = 0, kept = 0;
+        for (const Candidate& c : candidates) {
+          const double reduced_cost = reduced(c.row, c.col, c.cost);
+          if (!(reduced_cost < -tolerance_)) continue;
+          if (reduced_cost < least) least = reduced_cost, best = kept;
+          candidates[kept++] = c;
+        }
+        candidates.resize(kept);
+        if (kept == 0) break;
+        if (n_iter_ >= max_iter) return false;
+        if (n_iter_ >= next_poll_) {
+          if (stop()) return false;
+          next_poll_ = n_iter_ + poll_every;
+        }
+        tree_.pivot(candidates[best].row, n_ + candidates[best].col, least, p_.data());
+        candidates[best] = candidates.back();
+        candidates.pop_back();
+        ++n_iter_;
+        idle = 0;
+      }
+    }
+    return true;
+  }
+
+  // The arcs of the tree and their flow.
+  TransportBasis basis() const {
+    TransportBasis basis;
+    basis.n_iter = n_iter_;
+    auto add = [&](Index u) {
+      if (u == tree_.root()) return;
+      const Index row = std::min(u, tree_.parent(u)), column = std::max(u, tree_.parent(u));
+      basis.rows.push_back(row);
+      basis.cols.push_back(column - n_);
+      basis.flow.push_back(tree_.flow(u));
+    };
+    for (Index i : rows_) add(i);
+    for (Index j : cols_) add(n_ + j);
+    basis.f.assign(n_, -infinity);
+    basis.g.assign(m_, -infinity);
+    for (Index i : rows_) basis.f[i] = p_[i];
+    for (Index j : cols_) basis.g[j] = -p_[n_ + j];
+    return basis;
+  }
+
+  const Index n_, m_;
+  std::vector<Index> rows_, cols_;   // the lines that have mass
+  Index lines_;
+  std::vector<double> p_;            // potentials of rows, then columns
+  SpanningTree tree_;
+  std::vector<std::size_t> list_start_;  // the list, row by row
+  std::vector<Index> list_cols_;
+  std::vector<double> list_cost_;
+  double tolerance_ = 0;             // reduced costs above minus this count as zero
+  std::int64_t n_iter_ = 0, next_poll_ = 0;
+};
+
+// The problem on a cost matrix.
+class DenseSimplex : PivotList {
+ public:
+  DenseSimplex(const TransportProblem& problem, std::int64_t max_iter, const std::function<bool()>& stop)
+      : PivotList(problem.n, problem.m, problem.supply, problem.demand), problem_(problem), max_iter_(max_iter),
+        stop_(stop), least_(problem.n) {
     const double per_row = static_cast<double>(lines_) / static_cast<double>(rows_.size());
     first_ = static_cast<Index>(std::min<double>(m_, std::ceil(first_width * per_row)));
     extra_ = static_cast<Index>(std::min<double>(m_, std::ceil(extra_width * per_row)));
@@ -179,8 +362,8 @@ class Solver {
   TransportBasis solve() {
     start();
     bool optimal = false;
-    for (std::vector<Arc> arcs; pivot_list(); list(arcs)) {
-      refresh_potentials();
+    for (std::vector<Arc> arcs; pivot_list(max_iter_, stop_); list(arcs)) {
+      refresh();
       arcs.clear();
       if (!price_all(arcs)) break;
       if ((optimal = arcs.empty())) break;
@@ -191,7 +374,10 @@ class Solver {
 
  private:
   const double* row_cost(Index i) const { return problem_.cost + static_cast<std::size_t>(i) * m_; }
-  double* p_cols() { return p_.data() + n_; }
+
+  void refresh() {
+    refresh_potentials([this](Index i, Index j) { return row_cost(i)[j]; });
+  }
 
   // ------------------------------------------------------------------------------------------------------ start
 
@@ -216,21 +402,24 @@ class Solver {
     // What the list could not place: row by row, the cheapest columns that are left.
     std::vector<Arc> open;
     for (Index i : rows_) {
-      if (!greedy.row_alive(i) || greedy.complete()) continue;
+      if (!greedy.row_alive(i)) continue;
       open.clear();
       for (Index j : cols_)
-        if (greedy.col_alive(j)) open.push_back({i, j, row_cost(i)[j] + p_cols()[j] - p_[i]});
+        if (greedy.col_alive(j)) open.push_back({i, j, row_cost(i)[j], reduced(i, j, row_cost(i)[j])});
       const auto dearer = [](const Arc& s, const Arc& t) { return s.reduced > t.reduced; };
       std::make_heap(open.begin(), open.end(), dearer);
-      while (greedy.row_alive(i) && !greedy.complete()) {
+      while (greedy.row_alive(i)) {
         std::pop_heap(open.begin(), open.end(), dearer);
         greedy.ship(i, open.back().col);
         open.pop_back();
       }
     }
+    for (Index i : rows_)
+      for (Index j : cols_)
+        if (greedy.row_waits(i) && greedy.col_alive(j)) greedy.settle(i, j);
     for (Index j : cols_)
       if (greedy.col_alive(j)) tree_.set_root(n_ + j);
-    refresh_potentials();
+    refresh();
     list(arcs);
   }
 
@@ -265,7 +454,7 @@ class Solver {
       for (Index j : cols) cost.push_back(row_cost(i)[j]);
     const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), static_cast<Index>(cols.size()),
                                    supply.data(), demand.data()};
-    const TransportBasis basis = Solver(problem, max_iter_, stop_).solve();
+    const TransportBasis basis = DenseSimplex(problem, max_iter_, stop_).solve();
     n_iter_ += basis.n_iter;
     std::vector<double> g(m_, -infinity);
     for (std::size_t k = 0; k < cols.size(); ++k) g[cols[k]] = basis.g[k];
@@ -286,23 +475,6 @@ class Solver {
       units.push_back(due - taken);
       taken = due;
     }
-  }
-
-  // Potentials afresh from the tree, free of accumulated rounding and centred.
-  void refresh_potentials() {
-    double low = infinity, high = -infinity;
-    tree_.walk_down([&](Index u) {
-      const Index parent = tree_.parent(u);
-      p_[u] = u == tree_.root() ? 0.0
-              : u < n_          ? p_[parent] + row_cost(u)[parent - n_]
-                                : p_[parent] - row_cost(parent)[u - n_];
-      low = std::min(low, p_[u]);
-      high = std::max(high, p_[u]);
-    });
-    const double middle = low + (high - low) / 2;
-    for (Index i : rows_) p_[i] -= middle;
-    for (Index j : cols_) p_cols()[j] -= middle;
-    tolerance_ = rounding * (high - middle);
   }
 
   // ---------------------------------------------------------------------------------------------------- pricing
@@ -327,8 +499,7 @@ class Solver {
       const Index k = (i + step) % classes_;
       if (!(minima_[k] - p_[i] <= limit)) continue;
       for (Index j = k; j < m_; j += classes_)
-        if (const double reduced = row_cost(i)[j] + p_cols()[j] - p_[i]; reduced <= limit)
-          arcs.push_back({i, j, reduced});
+        if (const double cost = row_cost(i)[j], r = reduced(i, j, cost); r <= limit) arcs.push_back({i, j, cost, r});
     }
     return least;
   }
@@ -343,134 +514,124 @@ class Solver {
     return true;
   }
 
-  void list(const std::vector<Arc>& arcs) {
-    list_start_.assign(n_ + 1, 0);
-    for (const Arc& arc : arcs) ++list_start_[arc.row + 1];
-    std::partial_sum(list_start_.begin(), list_start_.end(), list_start_.begin());
-    std::vector<std::size_t> next(list_start_.begin(), list_start_.end() - 1);
-    list_cols_.resize(arcs.size());
-    list_cost_.resize(arcs.size());
-    for (const Arc& arc : arcs) {
-      const std::size_t k = next[arc.row]++;
-      list_cols_[k] = arc.col;
-      list_cost_[k] = row_cost(arc.row)[arc.col];
-    }
-  }
-
-  // Append the arcs on the list, or the better of them when the list has grown long.
-  void keep_list(std::vector<Arc>& arcs) {
-    const std::size_t fresh = arcs.size();
-    double sum = 0;
-    for (Index i : rows_)
-      for (std::size_t k = list_start_[i]; k < list_start_[i + 1]; ++k) {
-        arcs.push_back({i, list_cols_[k], list_cost_[k] + p_cols()[list_cols_[k]] - p_[i]});
-        sum += arcs.back().reduced;
-      }
-    const std::size_t old = arcs.size() - fresh;
-    if (old < static_cast<std::size_t>(list_limit) * lines_) return;
-    const double mean = sum / static_cast<double>(old);
-    const auto worse = [mean](const Arc& arc) { return arc.reduced > mean; };
-    arcs.erase(std::remove_if(arcs.begin() + fresh, arcs.end(), worse), arcs.end());
-  }
-
-  // Pivot until no listed arc has a negative reduced cost; false when stopped. Each block of rows offers its best
-  // arc per row, and the best of these pivots until none is left.
-  bool pivot_list() {
-    struct Candidate {
-      Index row, col;
-      double cost;
-    };
-    std::vector<Candidate> candidates;
-    const Index count = static_cast<Index>(rows_.size());
-    Index cursor = 0;
-    for (Index idle = 0; idle < count;) {
-      candidates.clear();
-      const Index end = std::min(count, cursor + block_rows);
-      for (Index r = cursor; r < end; ++r) {
-        const Index i = rows_[r];
-        const double* cost = list_cost_.data() + list_start_[i];
-        const Index* cols = list_cols_.data() + list_start_[i];
-        const Index size = static_cast<Index>(list_start_[i + 1] - list_start_[i]);
-        const double least = list_minimum(cost, cols, size, p_cols());
-        if (!(least - p_[i] < -tolerance_)) continue;
-        Index k = 0;
-        while (k + 1 < size && cost[k] + p_cols()[cols[k]] > least) ++k;
-        candidates.push_back({i, cols[k], cost[k]});
-      }
-      idle += end - cursor;
-      cursor = end == count ? 0 : end;
-      for (;;) {
-        double least = -tolerance_;
-        std::size_t best = 0, kept = 0;
-        for (const Candidate& c : candidates) {
-          const double reduced = c.cost + p_cols()[c.col] - p_[c.row];
-          if (!(reduced < -tolerance_)) continue;
-          if (reduced < least) least = reduced, best = kept;
-          candidates[kept++] = c;
-        }
-        candidates.resize(kept);
-        if (kept == 0) break;
-        if (n_iter_ >= max_iter_) return false;
-        if (n_iter_ >= next_poll_) {
-          if (stop_()) return false;
-          next_poll_ = n_iter_ + poll_every;
-        }
-        tree_.pivot(candidates[best].row, n_ + candidates[best].col, least, p_.data());
-        candidates[best] = candidates.back();
-        candidates.pop_back();
-        ++n_iter_;
-        idle = 0;
-      }
-    }
-    return true;
-  }
-
   // ----------------------------------------------------------------------------------------------------- result
 
   TransportBasis result(bool optimal) {
-    TransportBasis basis;
-    basis.n_iter = n_iter_;
-    basis.optimal = optimal;
-    auto add = [&](Index u) {
-      if (u == tree_.root()) return;
-      const Index row = std::min(u, tree_.parent(u)), column = std::max(u, tree_.parent(u));
-      basis.rows.push_back(row);
-      basis.cols.push_back(column - n_);
-      basis.flow.push_back(tree_.flow(u));
-    };
-    for (Index i : rows_) add(i);
-    for (Index j : cols_) add(n_ + j);
-
+    TransportBasis out = basis();
+    out.optimal = optimal;
     // Lower f by what violates: rounding when optimal, a c-transform of g when stopped before.
-    basis.f.assign(n_, -infinity);
-    basis.g.assign(m_, -infinity);
-    for (Index i : rows_) basis.f[i] = p_[i] + std::min(0.0, optimal ? least_[i] : row_minimum(i) - p_[i]);
-    for (Index j : cols_) basis.g[j] = -p_cols()[j];
-    return basis;
+    for (Index i : rows_) out.f[i] += std::min(0.0, optimal ? least_[i] : row_minimum(i) - p_[i]);
+    return out;
   }
 
   const TransportProblem problem_;
   const std::int64_t max_iter_;
   const std::function<bool()>& stop_;
-  const Index n_, m_;
-  std::vector<Index> rows_, cols_;   // the lines that have mass
-  Index lines_, first_, extra_, classes_;
-  std::vector<double> p_;            // potentials of rows, then columns
+  Index first_, extra_, classes_;
   std::vector<double> least_;        // least reduced cost per row, when last priced
   std::vector<double> minima_, ranked_;
-  SpanningTree tree_;
-  std::vector<std::size_t> list_start_;  // the list, row by row
-  std::vector<Index> list_cols_;
-  std::vector<double> list_cost_;
-  double tolerance_ = 0;             // reduced costs above minus this count as zero
-  std::int64_t n_iter_ = 0, next_poll_ = 0;
 };
 
 }  // namespace
 
+// The problem on the arcs that the caller brings. The tree's arcs are always on the list, which knows their cost.
+class ListedTransport::Simplex : PivotList {
+ public:
+  Simplex(Index n, Index m, const Mass* supply, const Mass* demand)
+      : PivotList(n, m, supply, demand), greedy_(tree_, rows_, cols_, supply, demand, n, m) {}
+
+  bool plant(const Arcs& offer, const double* f, const double* g) {
+    double scale = 0;
+    for (Index i : rows_) p_[i] = f[i], scale = std::max(scale, std::abs(f[i]));
+    for (Index j : cols_) p_cols()[j] = -g[j];
+    std::vector<Arc> arcs = priced(offer);
+    greedy_.ship_in_order(arcs, rounding * scale);
+    if (!first_.empty()) {  // later offers are for leftovers: only what the tree took is of use
+      const auto unused = [this](const Arc& arc) {
+        return tree_.parent(arc.row) != n_ + arc.col && tree_.parent(n_ + arc.col) != arc.row;
+      };
+      arcs.erase(std::remove_if(arcs.begin(), arcs.end(), unused), arcs.end());
+    }
+    first_.insert(first_.end(), arcs.begin(), arcs.end());
+    if (!greedy_.complete()) return false;
+    for (Index j : cols_)
+      if (greedy_.col_alive(j)) tree_.set_root(n_ + j);
+    list(first_);
+    std::vector<Arc>().swap(first_);
+    refresh();
+    return true;
+  }
+
+  std::pair<std::vector<Index>, std::vector<Index>> leftovers() const {
+    std::pair<std::vector<Index>, std::vector<Index>> left;
+    for (Index i : rows_)
+      if (greedy_.row_alive(i) || greedy_.row_waits(i)) left.first.push_back(i);
+    for (Index j : cols_)
+      if (greedy_.col_alive(j)) left.second.push_back(j);
+    return left;
+  }
+
+  bool pivot(std::int64_t max_iter, const std::function<bool()>& stop) {
+    const bool optimal = pivot_list(max_iter, stop);
+    refresh();
+    return optimal;
+  }
+
+  std::int64_t add(const Arcs& offer) {
+    std::vector<Arc> arcs = priced(offer);
+    const auto known = [this](const Arc& arc) { return !(arc.reduced < -tolerance_) || find(arc.row, arc.col); };
+    arcs.erase(std::remove_if(arcs.begin(), arcs.end(), known), arcs.end());
+    const std::size_t added = arcs.size();
+    if (added == 0) return 0;
+    keep_list(arcs);
+    list(arcs);
+    return static_cast<std::int64_t>(added);
+  }
+
+  TransportBasis basis() const { return PivotList::basis(); }
+  std::int64_t size() const { return static_cast<std::int64_t>(list_cols_.size()); }
+  double tolerance() const { return tolerance_; }
+
+ private:
+  std::vector<Arc> priced(const Arcs& offer) const {
+    std::vector<Arc> arcs(offer.count);
+    for (std::size_t k = 0; k < offer.count; ++k) {
+      const auto i = static_cast<Index>(offer.rows[k]), j = static_cast<Index>(offer.cols[k]);
+      arcs[k] = {i, j, offer.cost[k], reduced(i, j, offer.cost[k])};
+    }
+    return arcs;
+  }
+
+  const double* find(Index i, Index j) const {
+    const auto begin = list_cols_.begin() + list_start_[i], end = list_cols_.begin() + list_start_[i + 1];
+    const auto at = std::find(begin, end, j);
+    return at == end ? nullptr : &list_cost_[at - list_cols_.begin()];
+  }
+
+  void refresh() {
+    refresh_potentials([this](Index i, Index j) { return *find(i, j); });
+  }
+
+  GreedyTree greedy_;
+  std::vector<Arc> first_;  // the list to be, until the tree is complete
+};
+
+ListedTransport::ListedTransport(Index n, Index m, const Mass* supply, const Mass* demand)
+    : simplex_(std::make_unique<Simplex>(n, m, supply, demand)) {}
+ListedTransport::~ListedTransport() = default;
+bool ListedTransport::plant(const Arcs& offer, const double* f, const double* g) { return simplex_->plant(offer, f, g); }
+std::pair<std::vector<Index>, std::vector<Index>> ListedTransport::leftovers() const { return simplex_->leftovers(); }
+bool ListedTransport::pivot(std::int64_t max_iter, const std::function<bool()>& stop) {
+  return simplex_->pivot(max_iter, stop);
+}
+std::int64_t ListedTransport::add(const Arcs& offer) { return simplex_->add(offer); }
+TransportBasis ListedTransport::basis() const { return simplex_->basis(); }
+std::int64_t ListedTransport::size() const { return simplex_->size(); }
+double ListedTransport::tolerance() const { return simplex_->tolerance(); }
+
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop) {
-  return Solver(problem, max_iter, stop).solve();
+  return DenseSimplex(problem, max_iter, stop).solve();
 }
 
 }  // namespace brenier

@@ -1,8 +1,11 @@
-// The exact transportation problem on a dense cost matrix, by the primal network simplex.
+// The exact transportation problem by the primal network simplex: on a cost matrix, or on arcs that the caller brings.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace brenier {
@@ -28,5 +31,39 @@ struct TransportBasis {
 // may throw.
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop);
+
+struct Arcs {
+  const std::int64_t *rows, *cols;  // (count,) all pairs distinct
+  const double* cost;               // (count,)
+  std::size_t count;
+};
+
+// The same problem where nobody holds all costs. The caller plants a tree with the arcs of a first list, then lets it
+// pivot and adds the arcs that violate its duals, until there are none; tree and duals stay in between. All masses are
+// positive. The list drops its worse half when it grows long.
+class ListedTransport {
+ public:
+  ListedTransport(std::int32_t n, std::int32_t m, const std::int64_t* supply, const std::int64_t* demand);
+  ~ListedTransport();
+
+  // Grow the first tree, greedy for the reduced costs of the arcs under the duals f and g; true once it spans all.
+  // Until then, call again with arcs between the leftovers; all of them will do.
+  bool plant(const Arcs& offer, const double* f, const double* g);
+  std::pair<std::vector<std::int32_t>, std::vector<std::int32_t>> leftovers() const;  // rows and columns
+
+  // Pivot until the list is optimal; false when stopped or after `max_iter` pivots in all.
+  bool pivot(std::int64_t max_iter, const std::function<bool()>& stop);
+
+  // List the arcs that violate the duals and are not there yet; returns their number.
+  std::int64_t add(const Arcs& offer);
+
+  TransportBasis basis() const;  // its duals are feasible on the list only
+  std::int64_t size() const;     // arcs on the list
+  double tolerance() const;      // reduced costs above minus this count as zero
+
+ private:
+  class Simplex;
+  std::unique_ptr<Simplex> simplex_;
+};
 
 }  // namespace brenier

@@ -229,3 +229,29 @@ def test_far_away_float32_is_as_good_as_near() -> None:
     zero = torch.zeros(30)
     assert_close(far.softmin(zero, 0.1), near.softmin(zero.double(), 0.1), 1e-5, 1e-5)
     assert_close(far.tile(), near.tile(), 1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_part_is_a_geometry_of_its_own(name: str) -> None:
+    geometry, C = CASES[name]
+    n, m = C.shape[-2:]
+    rows, cols = torch.arange(n).flip(0)[: n - n // 3], torch.arange(m)[::2]
+    for part, dense in (
+        (geometry.part(rows, cols), C[..., rows.numpy()[:, None], cols.numpy()]),
+        (geometry.part(cols=slice(m // 3, None)), C[..., m // 3 :]),
+        (geometry.T.part(cols, rows).T, C[..., rows.numpy()[:, None], cols.numpy()]),
+        (geometry.part(rows, cols).part(slice(0, 1)), C[..., rows.numpy()[:1, None], cols.numpy()]),
+    ):
+        scale = np.abs(C).max() + 5
+        assert part.shape == dense.shape[-2:]
+        assert part.batch_shape == geometry.batch_shape
+        assert part.dtype == geometry.dtype
+        h = rng(0).normal(size=(*dense.shape[:-2], dense.shape[-1]))
+        values, index = part.cmin(torch.from_numpy(h))
+        assert_close(values, (dense - h[..., None, :]).min(-1), atol=RTOL * scale, what="cmin")
+        assert_close(part.tile(), dense, atol=RTOL * scale, what="tile")
+        if not part.batch_shape:
+            at = part.cost_at(torch.arange(part.shape[0]), index)
+            assert_close(at - torch.from_numpy(h)[index], values, atol=RTOL * scale, what="cost_at")
+        back, _ = part.to(torch.float64).T.cmin(torch.zeros(dense.shape[:-1]).double())
+        assert_close(back, dense.min(-2), atol=RTOL * scale, what="cmin of the transpose")

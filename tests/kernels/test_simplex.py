@@ -380,3 +380,55 @@ def test_the_cost_is_left_alone(engine):
     network_simplex(cost, a, b, engine=engine)
     for array, copy in zip((cost, a, b), kept):
         np.testing.assert_array_equal(array, copy)
+
+
+# ------------------------------------------------------------------------------------ arcs that the caller brings
+
+
+def listed(cost, a, b, first, rng):
+    """The problem on a random share of the arcs, then on those that violate, until none does."""
+    supply, demand, _ = simplex.integer_masses(a, b)
+    problem = simplex.native.ListedTransport(supply, demand)
+    f, g = cost.min(1), np.zeros(len(b))
+    rows, cols = np.nonzero(rng.random(cost.shape) < first)
+    while not problem.plant(rows, cols, cost[rows, cols], f, g):
+        left = problem.leftovers()
+        rows, cols = (t.ravel().astype(np.int64) for t in np.meshgrid(*left))
+    rounds = 0
+    while True:
+        rounds += 1
+        assert problem.pivot(2**62, None)
+        *_, f, g, _ = problem.basis()
+        reduced = cost - f[:, None] - g
+        rows, cols = np.nonzero((reduced <= reduced.min(1, keepdims=True)) & (reduced < 0))
+        if problem.add(rows, cols, cost[rows, cols]) == 0:
+            return problem, rounds
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+@pytest.mark.parametrize("masses", ["random", "uniform"])
+@pytest.mark.parametrize("first", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (9, 1), (80, 80), (60, 90)])
+def test_listed_arcs_reach_the_same_optimum(n, m, first, masses):
+    cost, a, b = clouds(n + m, n, m, masses=masses)
+    problem, rounds = listed(cost, a, b, first, np.random.default_rng(n))
+    rows, cols, flow, f, g, _ = problem.basis()
+    assert len(rows) == n + m - 1
+    assert (flow >= 0).all()
+    assert (cost - f[:, None] - g).min() >= -2 * problem.tolerance
+    np.testing.assert_allclose((cost - f[:, None] - g)[rows, cols], 0, atol=problem.tolerance)
+    best = value(network_simplex(cost, a, b, engine="native"), cost)
+    assert cost[rows, cols] @ flow / flow.sum() == pytest.approx(best, rel=1e-12)
+    assert rounds > 1 or first == 1.0 or min(n, m) == 1
+    assert problem.size >= n + m - 1
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+def test_arcs_that_do_not_violate_or_are_known_are_not_listed():
+    cost, a, b = clouds(3, 30, 20)
+    problem, _ = listed(cost, a, b, 1.0, np.random.default_rng(0))
+    size = problem.size
+    rows, cols = (t.ravel() for t in np.indices(cost.shape))
+    assert problem.add(rows, cols, cost.ravel()) == 0
+    assert problem.add(rows, cols, cost.ravel() - 100.0) == 0
+    assert problem.size == size

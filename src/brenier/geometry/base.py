@@ -99,6 +99,15 @@ class Geometry(ABC):
 
     # What follows from it
 
+    def part(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> Geometry:
+        """The same cost between some of the rows and some of the columns, as lazy as the whole; without gradients."""
+        return _Part(self.detach(), rows, cols)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the native engine knows the cost by name, and can spare the tiles."""
+        return False
+
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors[0].dtype
@@ -182,6 +191,10 @@ class PairGeometry(Geometry):
     @abstractmethod
     def T(self) -> PairGeometry: ...
 
+    @property
+    def fused(self) -> bool:
+        return bool(self.detach()._pairs()[0].kind)
+
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         if self._along(dim) == 0:
             return self.T.softmin(h, epsilon)
@@ -227,3 +240,40 @@ class PairGeometry(Geometry):
         pairs, r, c = self._pairs()
         body = (u * kernels.matvec(pairs, v)).sum(-1)
         return body + (r * u).sum(-1) * v.sum(-1) + (c * v).sum(-1) * u.sum(-1)
+
+
+class _Part(PairGeometry):
+    """Some rows and columns of any geometry, by its tiles."""
+
+    def __init__(self, whole: Geometry, rows: Lines, cols: Lines) -> None:
+        self._whole = whole
+        n, m = whole.shape
+        self._rows, self._cols = (torch.arange(k, device=whole.device)[i] for k, i in ((n, rows), (m, cols)))
+        self.shape = (len(self._rows), len(self._cols))
+        self.batch_shape = whole.batch_shape
+
+    @property
+    def T(self) -> PairGeometry:
+        return _Part(self._whole.T, self._cols, self._rows)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self._whole.tensors
+
+    def with_tensors(self, *tensors: Tensor) -> Self:
+        return type(self)(self._whole.with_tensors(*tensors), self._rows, self._cols)
+
+    def _pairs(self) -> tuple[Pairs, Tensor, Tensor]:
+        def block(rows: tuple[Tensor, ...], cols: tuple[Tensor, ...]) -> Tensor:
+            return self._whole.tile(rows[0].squeeze(-1), cols[0].squeeze(-1))
+
+        lines = ((self._rows.unsqueeze(-1),), (self._cols.unsqueeze(-1),))
+        zero = self.tensors[0].new_zeros(())
+        n, m = ((*self.batch_shape, k) for k in self.shape)
+        return Pairs(*lines, block, self.shape), zero.expand(n), zero.expand(m)
+
+    def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
+        return self._whole.cost_at(self._rows[rows], self._cols[cols])
+
+    def tile(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> Tensor:
+        return self._whole.tile(self._rows[rows], self._cols[cols])

@@ -71,6 +71,9 @@ class CostMatrix(PairGeometry):
             zero.expand(*self.batch_shape, m),
         )
 
+    def part(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> CostMatrix:
+        return self.with_tensors(self.tile(rows, cols)).detach()
+
     def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
         if not self.batch_shape:
             return self.cost[rows, cols]

@@ -124,6 +124,9 @@ class PointCloud(PairGeometry):
         """The same cost from other source or target points, for evaluation out of sample."""
         return PointCloud(self.x if x is None else x, self.y if y is None else y, self.ground)
 
+    def part(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> PointCloud:
+        return self.with_tensors(self.x[..., rows, :], self.y[..., cols, :]).detach()
+
     @property
     def T(self) -> PointCloud:
         return _Transposed(self)

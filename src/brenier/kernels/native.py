@@ -282,7 +282,7 @@ def _further(ctx: Any) -> bool:
 def _by_reference(
     ctx: Any, operation: Callable[..., Tensor], grad: Tensor, rows: Tensor, cols: Tensor, *others: Tensor
 ) -> tuple[Tensor | None, ...]:
-    packed = ctx.saved_tensors[0]
+    packed = ctx.pattern[0]
     order = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}[ctx.kind]
 
     def block(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Tensor:
@@ -310,13 +310,13 @@ def _slopes(kind: str, delta: Tensor) -> Tensor:
 
 def _seen(ctx: Any) -> tuple[str, _Blocks, _Blocks]:
     """The last arguments of an operator that sees the pairs as this one."""
-    blocks, back, *_ = ctx.saved_tensors
+    blocks, back = ctx.pattern
     return ctx.kind, blocks, back
 
 
 def _seen_back(ctx: Any) -> tuple[str, _Blocks, _Blocks]:
     """The last arguments of an operator whose rows are the columns of this one."""
-    blocks, back, *_ = ctx.saved_tensors
+    blocks, back = ctx.pattern
     return ctx.kind, back, blocks
 
 
@@ -332,11 +332,12 @@ def _fit(gradient: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _save_softmin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.kind, blocks, back = inputs
-    ctx.save_for_backward(blocks, back, *tensors, output)
+    ctx.pattern = blocks, back  # not saved tensors: a checkpoint unpacks these once, and helpers read the pattern
+    ctx.save_for_backward(*tensors, output)
 
 
 def _softmin_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, rows, cols, h, epsilon, out = ctx.saved_tensors
+    rows, cols, h, epsilon, out = ctx.saved_tensors
     if _further(ctx):
         return _by_reference(ctx, reference.softmin, grad, rows, cols, h, epsilon)
     f = torch.where(torch.isfinite(out), out, -torch.inf)  # now P is a row-stochastic matrix; rows without mass are 0
@@ -376,12 +377,13 @@ def _lead(a: Tensor, b: Tensor, a_dims: int, b_dims: int) -> torch.Size:
 
 def _save_cmin(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.kind, blocks, back = inputs
-    ctx.save_for_backward(blocks, back, *tensors, *output)
+    ctx.pattern = blocks, back  # not saved tensors: a checkpoint unpacks these once, and helpers read the pattern
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _cmin_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    _, _, rows, cols, h, values, index = ctx.saved_tensors
+    rows, cols, h, values, index = ctx.saved_tensors
     grad = torch.where(torch.isfinite(values), grad, 0)  # a row that meets nothing depends on nothing
     batch, (m, d) = index.shape[:-1], cols.shape[-2:]
     where = index.unsqueeze(-1).expand(*index.shape, d)
@@ -396,7 +398,7 @@ def _cmin_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 
 def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, _, rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
+    rows, cols, f, g, epsilon, v, out = ctx.saved_tensors
     if _further(ctx):
         return _by_reference(ctx, reference.apply, grad, rows, cols, f, g, epsilon, v)
     scale = epsilon.unsqueeze(-1)  # for (*batch, n)
@@ -435,16 +437,17 @@ def _weighted(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.kind, blocks, back = inputs
-    ctx.save_for_backward(blocks, back, *tensors, output)
+    ctx.pattern = blocks, back  # not saved tensors: a checkpoint unpacks these once, and helpers read the pattern
+    ctx.save_for_backward(*tensors, output)
 
 
 def _weighted_apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # A third derivative: plain tiles, and no fourth.
-    if ctx.saved_tensors[0] is not None:
+    if ctx.pattern[0] is not None:
         raise NotImplementedError(
             "native kernels: softmin has two derivatives with blocks, apply one. Use the reference."
         )
-    inputs = ctx.saved_tensors[2:-1]
+    inputs = ctx.saved_tensors[:-1]
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in inputs]
         rows, cols, f, g, epsilon, left, right, v = leaves

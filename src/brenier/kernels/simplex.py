@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from . import simplex_reference
 from .build import native
 
-__all__ = ["SimplexResult", "network_simplex"]
+__all__ = ["SimplexResult", "integer_masses", "network_simplex", "true_masses"]
 
 _BLOCK = 1 << 20  # entries of cost per temporary
 _UNLIMITED = np.iinfo(np.int64).max
@@ -76,7 +76,7 @@ def network_simplex(
         raise ValueError("expected finite duals f and g to start from, got NaN or infinity; leave them out")
     solve = simplex_reference.solve if native is None or engine == "reference" else native.network_simplex
 
-    supply, demand, unit = _integer_masses(a, b)
+    supply, demand, unit = integer_masses(a, b)
     if not supply.any():
         f, g = cost.min(axis=1, initial=np.inf), np.zeros(len(b))
         empty = np.empty(0, np.int64)
@@ -86,15 +86,12 @@ def network_simplex(
     )
     used = flow > 0
     rows, cols, flow = rows[used], cols[used], flow[used]
-    # A line that ships all its mass along one arc ships exactly its mass.
-    mass = np.where(
-        flow == supply[rows], a[rows], np.where(flow == demand[cols], b[cols], flow.astype(np.float64) * unit)
-    )
+    mass = true_masses(rows, cols, flow, supply, demand, unit, a, b)
     _complete_duals(cost, f, g)
     return SimplexResult(rows, cols, mass, f, g, n_iter, optimal)
 
 
-def _integer_masses(
+def integer_masses(
     a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
     """Masses as integers of equal sums, and their unit: 2⁻⁶¹ of the total, or 1 / lcm for equal masses."""
@@ -117,6 +114,22 @@ def _integer_masses(
     lighter = demand if rest > 0 else supply
     lighter[lighter.argmax()] += abs(rest)
     return supply, demand, float(np.ldexp(1.0, -exponent))
+
+
+def true_masses(
+    rows: NDArray[np.integer],
+    cols: NDArray[np.integer],
+    flow: NDArray[np.int64],
+    supply: NDArray[np.int64],
+    demand: NDArray[np.int64],
+    unit: float,
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The masses of flows in units; a line that ships all its mass along one arc ships exactly its mass."""
+    return np.where(
+        flow == supply[rows], a[rows], np.where(flow == demand[cols], b[cols], flow.astype(np.float64) * unit)
+    )
 
 
 def _complete_duals(cost: NDArray[np.float64], f: NDArray[np.float64], g: NDArray[np.float64]) -> None:

@@ -11,21 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import Geometry
+from ...geometry import CostMatrix, Geometry
 from ...kernels import simplex
 from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_count, check_start
+from ..base import Outcome, Solver, check_count, check_number, check_start
+from .lazy import LazyTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
+# Pairs of the largest cost matrix that is formed unasked: 20,000 x 20,000, 3.2 GB; and the number above which a solve
+# without it is faster, where the native engine knows the cost.
+DENSE_LIMIT = 20_000**2
+_FASTER_LAZY = 3_000**2
+
 
 class SimplexState(NamedTuple):
-    """One result per batch item, empty before the solve."""
+    """One result per batch item once their matrices are solved, or the lazy solves, which a step moves on in place."""
 
-    results: tuple[simplex.SimplexResult, ...]
+    results: tuple[simplex.SimplexResult, ...] = ()
+    lazy: tuple[LazyTransport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,27 +40,49 @@ class NetworkSimplex(Solver[SimplexState]):
     """Pivot on spanning trees until the potentials prove that the plan is optimal.
 
     Solves min <P, C> over P >= 0 with P1 = a and P^T 1 = b, in float64, for any cost and any masses. The plan has
-    at most n + m - 1 entries, and is a permutation when n = m and all masses are equal. Holds the cost matrix once:
-    8 n m bytes; typically O((n + m) n m) time or better.
+    at most n + m - 1 entries, and is a permutation when n = m and all masses are equal.
+
+    With pairs="dense" it holds the cost matrix once: 8 n m bytes; typically O((n + m) n m) time or better. With
+    pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
+    until none violates c_ij >= f_i + g_j, so the certificate is the same. A step is then one round of pivots and
+    pricing: callbacks, progress (the relative gap so far) and interrupts work between rounds, and every round has a
+    feasible plan. Without potentials to start from, those of a random third of the points serve, solved in the same
+    way.
 
     Args:
         max_pivots: stop after so many pivots with the best plan so far, which is always feasible; no limit if None.
         f, g: potentials to start from; near-optimal ones save most of the pivots.
         engine: "native" (C++), "reference" (NumPy), or "auto".
+        pairs: "dense", "lazy" (native engine only), or "auto": dense for a cost that is given as a matrix; for clouds
+            with a cost that the native engine knows, up to 3,000 x 3,000 pairs; otherwise up to 20,000 x 20,000.
+        gap: for pairs="lazy": stop already where a round proves this relative gap.
+        max_iter: rounds, for pairs="lazy".
+
+    Reference:
+        Bonneel et al. (2011), Displacement interpolation using Lagrangian mass transport (the network simplex);
+        Schmitzer (2016), A sparse multiscale algorithm for dense optimal transport (sparse solves, certified by the
+        duals).
     """
 
     name: ClassVar[str] = "network-simplex"
+    max_iter: int = 1000
     max_pivots: int | None = None
     f: Tensor | None = None
     g: Tensor | None = None
     engine: str = "auto"
+    pairs: str = "auto"
+    gap: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gap is not None:
+            check_number("gap", self.gap)
         if self.max_pivots is not None:
             check_count("max_pivots", self.max_pivots)
         if self.engine not in ("auto", "native", "reference"):
             refuse("engine", "'auto', 'native' or 'reference'", repr(self.engine))
+        if self.pairs not in ("auto", "dense", "lazy"):
+            refuse("pairs", "'auto', 'dense' or 'lazy'", repr(self.pairs))
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is not None:
@@ -68,21 +97,69 @@ class NetworkSimplex(Solver[SimplexState]):
         check_start("network-simplex start f", self.f, problem.shape[0])
         check_start("network-simplex start g", self.g, problem.shape[1])
 
+        if self.lazy(problem) and (native is None or self.engine == "reference"):
+            n, m = problem.shape
+            refuse(
+                "network-simplex without a cost matrix",
+                "the native engine",
+                "engine='reference'" if self.engine == "reference" else "an installation without it",
+                f"Reinstall brenier with a C++20 compiler, ask for pairs='dense' and {8e-9 * n * m:.1f} GB, or give "
+                "epsilon=Relative(0.01), which needs no matrix.",
+            )
+
+    def lazy(self, problem: Problem) -> bool:
+        """Whether a problem is solved without its cost matrix."""
+        if self.pairs != "auto":
+            return self.pairs == "lazy"
+        geometry, (n, m) = problem.geometry, problem.shape
+        swift = native is not None and self.engine != "reference" and geometry.fused and geometry.device.type == "cpu"
+        return n * m > (_FASTER_LAZY if swift else DENSE_LIMIT) and not isinstance(geometry, CostMatrix)
+
     def init(self, problem: Problem) -> SimplexState:
-        return SimplexState(())
+        if not self.lazy(problem):
+            return SimplexState()
+        a, b, _ = self._masses(problem)
+        geometry = problem.geometry.to(torch.float64)
+        f, g = self._start(problem)
+        return SimplexState(
+            lazy=tuple(
+                LazyTransport(
+                    geometry.item(index),
+                    a[k].cpu().numpy(),
+                    b[k].cpu().numpy(),
+                    f=None if f is None else f[k],
+                    g=None if g is None else g[k],
+                )
+                for k, index in enumerate(np.ndindex(*problem.batch_shape))
+            )
+        )
+
+    def _masses(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+        """Masses (batch, n) and (batch, m) near one, and the exponents of the powers of two that they were cut by."""
+        a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
+        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+        # the scale of the masses must not matter, however small; powers of two cost no rounding
+        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
+        return torch.ldexp(a, -exponent), torch.ldexp(b, -exponent), exponent
+
+    def _start(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+        """Potentials to start from, (batch, n) and (batch, m)."""
+        batch = problem.batch_shape
+        f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
+        return f, g
 
     def step(self, problem: Problem, state: SimplexState) -> SimplexState:
         if self.engine == "auto":
             warn_without_native()
-        batch = problem.batch_shape
+        if state.lazy:
+            for item in state.lazy:
+                if not self._ended(item):
+                    item.round(self.max_pivots)
+            return state
         geometry = problem.geometry.to(torch.float64)
-        a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
-        f, g = (None if t is None else t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in (self.f, self.g))
-        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
-        # the scale of the masses must not matter, however small; powers of two cost no rounding
-        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
-        a, b = torch.ldexp(a, -exponent), torch.ldexp(b, -exponent)
-        results = [
+        a, b, _ = self._masses(problem)
+        f, g = self._start(problem)
+        results = tuple(
             simplex.network_simplex(
                 self._cost(geometry, index),
                 a[k].cpu().numpy(),
@@ -92,10 +169,9 @@ class NetworkSimplex(Solver[SimplexState]):
                 max_iter=self.max_pivots,
                 engine=self.engine,
             )
-            for k, index in enumerate(np.ndindex(*batch))
-        ]
-        scales = exponent.flatten().tolist()
-        return SimplexState(tuple(r._replace(mass=np.ldexp(r.mass, e)) for r, e in zip(results, scales)))
+            for k, index in enumerate(np.ndindex(*problem.batch_shape))
+        )
+        return SimplexState(results)
 
     @staticmethod
     def _cost(geometry: Geometry, index: tuple[int, ...]) -> NDArray[np.float64]:
@@ -107,11 +183,25 @@ class NetworkSimplex(Solver[SimplexState]):
             )
         return cost.contiguous().cpu().numpy()
 
+    def _ended(self, item: LazyTransport) -> bool:
+        return item.optimal or self._near(item) or (self.max_pivots is not None and item.n_pivots >= self.max_pivots)
+
+    def _near(self, item: LazyTransport) -> bool:
+        return self.gap is not None and item.gap <= self.gap
+
     def terminate(self, problem: Problem, state: SimplexState) -> tuple[Status, ...] | None:
-        return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)
+        return self.verdict(problem, state) if all(map(self._ended, state.lazy)) else None
+
+    def verdict(self, problem: Problem, state: SimplexState) -> tuple[Status, ...]:
+        if not state.lazy:
+            return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)
+        return tuple(
+            Status.OPTIMAL if item.optimal else Status.CONVERGED if self._near(item) else Status.MAX_ITER
+            for item in state.lazy
+        )
 
     def error(self, state: SimplexState) -> float:
-        return float("nan")
+        return max((item.gap for item in state.lazy), default=float("nan"))
 
     def finish(self, problem: Problem, state: SimplexState) -> Outcome:
         batch, device = problem.batch_shape, problem.geometry.device
@@ -120,13 +210,17 @@ class NetworkSimplex(Solver[SimplexState]):
             padded = torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True)
             return padded.reshape(*batch, -1).to(device)
 
-        r = state.results
+        r = tuple(item.result() for item in state.lazy) or state.results
+        scales = self._masses(problem)[-1].flatten().tolist()
         plan = SparsePlan(
             problem.geometry,
             stack([torch.as_tensor(k.rows, dtype=torch.long) for k in r]),
             stack([torch.as_tensor(k.cols, dtype=torch.long) for k in r]),
-            stack([torch.as_tensor(k.mass) for k in r]),
+            stack([torch.as_tensor(np.ldexp(k.mass, e)) for k, e in zip(r, scales)]),
         )
         f, g = stack([torch.as_tensor(k.f) for k in r]), stack([torch.as_tensor(k.g) for k in r])
         engine = "native" if self.engine != "reference" and native is not None else "reference"
-        return Outcome(plan, f, g, {"n_iter": sum(k.n_iter for k in r), "engine": engine})
+        stats = {"n_iter": sum(k.n_iter for k in r), "engine": engine, "pairs": "lazy" if state.lazy else "dense"}
+        for name in state.lazy[0].stats if state.lazy else ():
+            stats[name] = sum(item.stats[name] for item in state.lazy)
+        return Outcome(plan, f, g, stats)

@@ -1,0 +1,271 @@
+"""Exact transport without the cost matrix: a network simplex on a list of arcs, and pricing by hard c-transforms.
+
+A round pivots until the list is optimal, then prices all pairs. What violates the duals joins the list. When nothing
+does, the duals are feasible for all pairs, and prove the plan optimal.
+
+All pairs are seen through `Geometry.cmin` alone. To find several arcs of a row in one pass, the columns are split into
+classes at random, and each class gives its best: the same number of pairs as one c-transform of the whole.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import refuse
+from ...geometry import Geometry
+from ...kernels import simplex
+from ...kernels.build import native
+
+__all__ = ["LazyTransport"]
+
+_FIRST = 32  # arcs per line on the first list
+_EXTRA = 16  # violators per row that one pricing may add
+_SHARE = 3  # lines of the problem per line of its sample
+_DENSE = 2**23  # pairs of a sample that is solved on its cost matrix
+_ALL = 2**20  # pairs between leftovers below which all are listed
+_SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
+_BLOCK = 2**16  # arcs whose cost is computed at once: coordinates of both ends are copied
+_PATIENCE = 8  # pivots per line in the first round; each has twice those of the one before
+
+_ROUNDING = 64 * np.finfo(np.float64).eps  # of the largest dual: reduced costs up to this count as zero
+
+_Float = NDArray[np.float64]
+_Int = NDArray[np.int64]
+
+
+class _Arcs(NamedTuple):
+    rows: Tensor  # (k,)
+    cols: Tensor  # (k,)
+
+
+class LazyTransport:
+    """One transport problem that is solved round by round in O(n + m) memory.
+
+    Args:
+        geometry: in float64, without batch axes.
+        a, b: masses (n,) and (m,), nonnegative, of equal sums but for rounding.
+        f, g: duals to start from; f is not used when g is given. Those of a random sample when both are None.
+
+    Attributes:
+        optimal: whether the duals prove the plan.
+        gap: cost of the plan minus value of the best feasible duals, relative to the cost; infinite before a round.
+        stats: rounds, arcs on the list, pivots, and seconds spent on the start, on pivots and on pricing.
+    """
+
+    def __init__(
+        self, geometry: Geometry, a: _Float, b: _Float, *, f: Tensor | None = None, g: Tensor | None = None
+    ) -> None:
+        assert native is not None
+        start = time.perf_counter()
+        self._whole, self._a, self._b = geometry, a, b
+        self._rows, self._cols = np.flatnonzero(a), np.flatnonzero(b)
+        self.optimal, self.gap = not len(self._rows), 0.0 if not len(self._rows) else float("inf")
+        self.stats: dict[str, Any] = {"rounds": 0, "arcs": 0, "n_iter": 0}
+        self.stats |= {"seconds_start": 0.0, "seconds_pivots": 0.0, "seconds_pricing": 0.0}
+        self._best = -np.inf
+        self._generator = torch.Generator().manual_seed(0)
+        if self.optimal:
+            return
+        rows, cols = torch.from_numpy(self._rows), torch.from_numpy(self._cols)
+        full = len(rows) == len(a) and len(cols) == len(b)
+        self._live = geometry if full else geometry.part(rows, cols)
+        supply, demand, self._unit = simplex.integer_masses(a, b)
+        self._supply, self._demand = supply[self._rows], demand[self._cols]
+        if g is not None:
+            g = g[cols]
+        elif f is not None:
+            g = self._live.cmin(f[rows], dim=0)[0]
+        else:
+            g = self._sample_duals()
+        self._f = self._live.cmin(g)[0]
+        self._g = self._live.cmin(self._f, dim=0)[0]
+        if not (torch.isfinite(self._f).all() and torch.isfinite(self._g).all()):
+            _refuse_cost()
+        self._simplex = native.ListedTransport(self._supply, self._demand)
+        self._plant()
+        if self._matched():
+            self.optimal, self.gap = True, 0.0
+        self.stats["arcs"] = self._simplex.size
+        self.stats["seconds_start"] = time.perf_counter() - start
+
+    # ------------------------------------------------------------------------------------------------ start
+
+    def _sample_duals(self) -> Tensor:
+        """The duals g of the problem on a sample of rows and columns, extended by c-transforms."""
+        lines = sum(self._live.shape)
+        count = lines // (2 * _SHARE)
+        if lines < 512:
+            return self._live.tensors[0].new_zeros(self._live.shape[1])
+        rows, supply = _sample(self._supply, count)
+        cols, demand = _sample(self._demand, count)
+        part = self._live.part(torch.from_numpy(rows), torch.from_numpy(cols))
+        if len(rows) * len(cols) <= _DENSE:
+            result = simplex.network_simplex(part.tile().contiguous().cpu().numpy(), supply, demand, engine="native")
+            self.stats["n_iter"] += result.n_iter
+            g = torch.from_numpy(result.g)
+        else:
+            sample = LazyTransport(part, supply, demand)
+            while not sample.optimal:
+                sample.round()
+            self.stats["n_iter"] += sample.stats["n_iter"]
+            g = sample._g
+        f = self._live.part(cols=torch.from_numpy(cols)).cmin(g)[0]
+        return self._live.cmin(f, dim=0)[0]
+
+    def _plant(self) -> None:
+        """The first list and the first tree, greedy for the reduced costs; leftovers meet among themselves."""
+        f, g = self._f, self._g
+        arcs, before = self._best_of_lines(self._live, f, g), sum(self._live.shape)
+        while not self._simplex.plant(*self._priced(arcs), f.cpu().numpy(), g.cpu().numpy()):
+            rows, cols = (torch.from_numpy(left).long() for left in self._simplex.leftovers())
+            lines = len(rows) + len(cols)
+            if len(rows) * len(cols) <= _ALL:
+                arcs = _Arcs(rows.repeat_interleave(len(cols)), cols.repeat(len(rows)))
+            elif lines > _SLOW * before:  # ties: all lines want the same few
+                arcs = _band(rows, cols)
+            else:
+                found = self._best_of_lines(self._live.part(rows, cols), f[rows], g[cols])
+                arcs = _Arcs(rows[found.rows], cols[found.cols])
+            before = lines
+
+    def _matched(self) -> bool:
+        """Whether the first plan lives on tight arcs of the first duals: they may have been optimal."""
+        rows, cols, flow, *_ = self._basis()
+        used = torch.from_numpy(flow > 0)
+        arcs = _Arcs(rows[used], cols[used])
+        f, g = self._f.cpu(), self._g.cpu()
+        slack = torch.from_numpy(self._priced(arcs)[2]) - f[arcs.rows] - g[arcs.cols]
+        scale = torch.maximum(f.abs().max(), g.abs().max())
+        return bool(slack.max() <= _ROUNDING * scale)
+
+    def _best_of_lines(self, geometry: Geometry, f: Tensor, g: Tensor) -> _Arcs:
+        """About `_FIRST` arcs of small reduced cost for each row and for each column."""
+        m = geometry.shape[1]
+        by_row, _ = self._search(geometry, f, g, _FIRST)
+        by_col, _ = self._search(geometry.T, g, f, _FIRST)
+        keys = torch.unique(torch.cat([by_row.rows * m + by_row.cols, by_col.cols * m + by_col.rows]))
+        return _Arcs(keys // m, keys % m)
+
+    def _search(
+        self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
+    ) -> tuple[_Arcs, Tensor]:
+        """The best arc of each row in each of `width` classes of columns, if below the limit, and the best costs."""
+        m = geometry.shape[1]
+        order = torch.randperm(m, generator=self._generator).to(f.device)
+        least = torch.full_like(f, torch.inf)
+        rows, cols = [], []
+        for k in range(min(width, m)):
+            chosen = order[k::width]
+            values, index = geometry.part(cols=chosen).cmin(g[chosen])
+            values -= f
+            torch.minimum(least, values, out=least)
+            found = (values < limit).nonzero().squeeze(-1)
+            rows.append(found)
+            cols.append(chosen[index[found]])
+        return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), least
+
+    def _priced(self, arcs: _Arcs) -> tuple[_Int, _Int, _Float]:
+        rows, cols = arcs
+        device = self._live.device
+        blocks = zip(rows.to(device).split(_BLOCK), cols.to(device).split(_BLOCK))
+        cost = torch.cat([self._live.cost_at(i, j) for i, j in blocks]).cpu()
+        if not torch.isfinite(cost).all():
+            _refuse_cost()
+        return rows.numpy(), cols.numpy(), cost.numpy()
+
+    # ----------------------------------------------------------------------------------------------- rounds
+
+    def round(self, max_iter: int | None = None) -> None:
+        """Pivot on the list, for a bounded while, then price all pairs; at most `max_iter` pivots over all rounds."""
+        start = time.perf_counter()
+        before = self._basis()[-1]
+        limit = before + (_PATIENCE << min(self.stats["rounds"], 16)) * sum(self._live.shape)
+        if max_iter is not None:
+            limit = min(limit, max(before, max_iter))
+        done = self._simplex.pivot(limit, None)
+        rows, cols, flow, f, g, n_iter = self._basis()
+        middle = time.perf_counter()
+        violators, least = self._search(self._live, f, g, _EXTRA, -self._simplex.tolerance)
+        # kernels may round a cost otherwise than its definition does: what counts is the latter
+        added = self._simplex.add(*self._priced(violators))
+        self.optimal = done and added == 0
+        f = f + least.clamp(max=0)
+        dual = float(f.cpu().numpy() @ self._a[self._rows] + g.cpu().numpy() @ self._b[self._cols])
+        primal = float(self._priced(_Arcs(rows, cols))[2] @ self._mass(rows, cols, flow))
+        if dual > self._best or self.optimal:
+            self._best, self._f, self._g = dual, f, g
+        self.gap = max(0.0, primal - self._best) / max(abs(primal), np.finfo(np.float64).tiny)
+        self.stats["rounds"] += 1
+        self.stats["n_iter"] += n_iter - before
+        self.stats["arcs"] = self._simplex.size
+        self.stats["seconds_pivots"] += middle - start
+        self.stats["seconds_pricing"] += time.perf_counter() - middle
+
+    def _basis(self) -> tuple[Tensor, Tensor, _Int, Tensor, Tensor, int]:
+        rows, cols, flow, f, g, n_iter = self._simplex.basis()
+        device = self._live.device
+        ends = (torch.from_numpy(t).long() for t in (rows, cols))
+        duals = (torch.from_numpy(t).to(device) for t in (f, g))
+        return *ends, flow, *duals, n_iter  # type: ignore[return-value]
+
+    def _mass(self, rows: Tensor, cols: Tensor, flow: _Int) -> _Float:
+        a, b = self._a[self._rows], self._b[self._cols]
+        return simplex.true_masses(rows.numpy(), cols.numpy(), flow, self._supply, self._demand, self._unit, a, b)
+
+    # ----------------------------------------------------------------------------------------------- result
+
+    @property
+    def n_pivots(self) -> int:
+        """Pivots on the whole problem, without those of its samples."""
+        return 0 if not len(self._rows) else int(self._basis()[-1])
+
+    def result(self) -> simplex.SimplexResult:
+        """The best plan and the best duals so far, both feasible."""
+        n_iter = self.stats["n_iter"]
+        n, m = self._whole.shape
+        device = self._whole.device
+        none = torch.full((m,), -torch.inf, dtype=torch.float64, device=device)
+        if not len(self._rows):
+            f, g = self._whole.cmin(torch.zeros_like(none))[0], torch.zeros_like(none)
+            empty = np.empty(0, np.int64)
+            return simplex.SimplexResult(empty, empty, np.empty(0), f.cpu().numpy(), g.cpu().numpy(), 0, True)
+        rows, cols, flow, *_ = self._basis()
+        used = flow > 0
+        rows, cols, flow = rows[used], cols[used], flow[used]
+        f, g = self._f, self._g
+        if len(f) < n or len(g) < m:  # lines without mass get their greatest feasible duals
+            live_rows, live_cols = (torch.from_numpy(t).to(device) for t in (self._rows, self._cols))
+            known = none.index_put((live_cols,), g)
+            f = self._whole.cmin(known)[0].index_put((live_rows,), f)
+            g = self._whole.cmin(f, dim=0)[0].index_put((live_cols,), g)
+        mass = self._mass(rows, cols, flow)
+        ends = self._rows[rows.numpy()], self._cols[cols.numpy()]
+        return simplex.SimplexResult(*ends, mass, f.cpu().numpy(), g.cpu().numpy(), n_iter, self.optimal)
+
+
+def _sample(units: _Int, count: int) -> tuple[_Int, _Float]:
+    """Systematic sampling: a unit of mass falls on a line whenever the running total passes a multiple of the step."""
+    passed = np.cumsum(units.astype(np.float64))
+    due = np.minimum(count, (passed / passed[-1] * count + 0.5).astype(np.int64))
+    due[-1] = count
+    taken = np.diff(due, prepend=0)
+    chosen = np.flatnonzero(taken)
+    return chosen, taken[chosen].astype(np.float64)
+
+
+def _band(rows: Tensor, cols: Tensor) -> _Arcs:
+    """Each row and each column with a counterpart."""
+    n, m = len(rows), len(cols)
+    i, j = torch.arange(n), torch.arange(m)
+    keys = torch.unique(torch.cat([i * m + i * m // n, j * n // m * m + j]))
+    return _Arcs(rows[keys // m], cols[keys % m])
+
+
+def _refuse_cost() -> None:
+    refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")
