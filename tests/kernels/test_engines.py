@@ -7,6 +7,7 @@ import warnings
 import numpy
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from brenier import InvalidInput, PointCloud
 from brenier.kernels import engine, native, reference
@@ -753,3 +754,21 @@ def test_native_serves_the_named_costs(monkeypatch):
     calls.clear()
     engine.softmin(pairs_of("dot", x.bfloat16(), y.bfloat16()), torch.zeros(7, dtype=torch.bfloat16), 0.1)
     assert calls == []
+
+
+@engines
+@kinds
+def test_gradients_inside_a_checkpoint(kind, name):
+    """A checkpoint unpacks what was saved once, and refuses a second look."""
+    x, y, h = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 2), (5, 2), (5,)))
+
+    def loss(x, y, h):
+        pairs = pairs_of(kind, x, y)
+        soft = engine.softmin(pairs, h, 0.5)
+        return engine.apply(pairs, soft, h, 0.5, h.unsqueeze(-1)).sum()
+
+    with engine.use_engine("auto" if name == "native" else name):
+        plain = torch.autograd.grad(loss(x, y, h), (x, y, h))
+        again = torch.autograd.grad(torch.utils.checkpoint.checkpoint(loss, x, y, h, use_reentrant=False), (x, y, h))
+    for one, other in zip(plain, again):
+        assert torch.allclose(one, other)
