@@ -36,6 +36,16 @@ class HybridState(NamedTuple):
     tried: Tensor  # (*batch,) items of a batch that Newton's method has had
 
     @property
+    def f(self) -> Tensor:
+        """The potential of the sources so far, (*batch, n)."""
+        return self.sinkhorn.f if self.newton is None else self.newton.items[0].f
+
+    @property
+    def g(self) -> Tensor:
+        """The potential of the targets so far, (*batch, m)."""
+        return self.sinkhorn.g if self.newton is None else self.newton.items[0].g
+
+    @property
     def error(self) -> float:
         """The largest marginal error, relative to the mass."""
         if self.newton is not None:
