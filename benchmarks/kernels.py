@@ -1,7 +1,8 @@
 """Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and rivals, beside the ceilings.
 
     python benchmarks/kernels.py [--threads 1] [--size 20000] [--dims 3 16 64 512] [--dtypes float32 float64]
-                                 [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy] [--blocks]
+                                 [--rounds 7] [--budget 2] [--json results/kernels.json]
+                                 [--accuracy] [--blocks] [--lists]
 
 Every candidate gets the same inputs: c = ||x - y||^2 of standard Gaussian clouds, epsilon = 0.05 * mean cost; errors
 are those of 64 rows against float64, relative to the mean of the answer. The time is the best of several calls after
@@ -230,6 +231,53 @@ def blocks(n: int, rounds: int) -> None:
         print(text)
 
 
+def lists(n: int, dims: list[int], dtypes: list[str], rounds: int) -> None:
+    """Print how long `support` and `smallest` take beside `cmin` and, on 2,000 rows, beside the reference."""
+    print(f"n = m = {n}, 24 entries a row, all of the smallest or those within a threshold that a tenth reach")
+    for name in dtypes:
+        for d in dims:
+            gen = torch.Generator().manual_seed(0)
+            x, y = (torch.randn(n, d, generator=gen).to(getattr(torch, name)) for _ in range(2))
+            matrix = x[:0]
+            potentials = -x.square().sum(-1) / 2, -y.square().sum(-1) / 2
+            for kind in ("dot", "matrix"):
+                size = n if kind == "dot" else n // 4
+
+                def pairs(rows: int, kind: str = kind, size: int = size) -> Pairs:
+                    if kind == "dot":
+                        return Pairs((x[:rows],), (y,), lambda u, v: -(u[0] @ v[0].mT), (rows, n), "dot")
+                    return Pairs((matrix[:rows],), (), lambda u, _: u[0], (rows, size), "matrix")
+
+                if kind == "matrix":
+                    matrix = -(x[:size] @ y[:size].mT)
+                f, g = (t[:size] for t in potentials)
+                nearest = kernels.cmin(pairs(size), g)[0] - f
+                tenth = float(nearest.quantile(0.1))
+                few = min(ROWS, size)
+                calls: dict[str, Callable[[int], Any]] = {
+                    "cmin": lambda rows: kernels.cmin(pairs(rows), g),
+                    "support": lambda rows: kernels.support(pairs(rows), f[:rows], g, torch.inf, 24),
+                    "support, threshold": lambda rows: kernels.support(pairs(rows), f[:rows], g, tenth, 24),
+                    "smallest": lambda rows: kernels.smallest(pairs(rows), f[:rows], g, 10 * rows),
+                }
+                best: dict[tuple[str, str], float] = {}
+                for _ in range(rounds):
+                    for engine, rows in (("native", size), ("reference", few)):
+                        for operation, call in calls.items():
+                            with use_engine(engine):
+                                start = time.perf_counter()
+                                call(rows)
+                                seconds = (time.perf_counter() - start) / rows
+                            key = engine, operation
+                            best[key] = min(best.get(key, np.inf), seconds)
+                cells = [
+                    f"{o}: {best['native', o] * size:.2f} s, {best['native', o] / best['native', 'cmin']:.2f} of cmin, "
+                    f"reference / native {best['reference', o] / best['native', o]:.1f}"
+                    for o in calls
+                ]
+                print(f"{name:8} d={d:<3} {kind:6} " + "\n                      ".join(cells), flush=True)
+
+
 def save(path: Path, run: dict[str, Any]) -> None:
     """Keep this run beside those with other numbers of threads, under a table of softmin for the documentation."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +319,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--accuracy", action="store_true", help="print errors instead of speeds")
     parser.add_argument("--blocks", action="store_true", help="print what blocks cost instead")
+    parser.add_argument("--lists", action="store_true", help="print what support and smallest cost instead")
     args = parser.parse_args()
     if args.accuracy:
         return accuracy()
@@ -280,6 +329,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.blocks:
         return blocks(args.size // 4, 20 * args.rounds)
+    if args.lists:
+        return lists(args.size, args.dims, args.dtypes, args.rounds)
     start = time.perf_counter()
     _native.set_simd(args.simd)
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {args.simd}, torch {torch.__version__}")

@@ -9,10 +9,21 @@
 #include <cstdint>
 #include <limits>
 
+#include "inline.hpp"
 #include "pairwise.hpp"
 
 namespace brenier {
 namespace {
+
+template <class T>
+BRENIER_INLINE void add(Pool<T>& pool, T value, std::int64_t row, std::int64_t col) {
+    if (!(value <= pool.limit)) return;
+    if (pool.count == pool.room) {
+        make_room(pool);
+        if (!(value <= pool.limit)) return;
+    }
+    pool.entries[pool.count++] = {value, std::int32_t(row), std::int32_t(col)};
+}
 
 constexpr double kLogOf2 = 0.693147180559945309417232121458;
 constexpr double kInf = std::numeric_limits<double>::infinity();
@@ -113,6 +124,34 @@ struct MatrixRunner {
         }
         task.out[i] = T(-top);
         task.index[i] = std::int64_t(column);
+    }
+
+    // Calls use(begin, end) for the ranges of columns that the rows of the task meet.
+    template <class Use>
+    void ranges(Use&& use) const {
+        const List& list = task.list;
+        if (!list.starts) return use(std::int64_t(0), task.m);
+        for (const std::int64_t* b = list.begin; b != list.end; ++b) use(list.starts[*b], list.starts[*b + 1]);
+    }
+
+    void row_entries(std::int64_t i, Pool<T>& pool) const {
+        const T* row = task.cost + i * task.row_step;
+        const V f = V::set1(task.f[i]);
+        V top = V::set1(pool.limit);
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            along(row, begin, end, [&](V c, V g, std::int64_t j) {
+                const V reduced = c - f - g;
+                const auto hits = at_least(top, reduced);
+                if (!V::any(hits)) return;
+                T value[W];
+                reduced.store(value);
+                for (unsigned bits = V::bits(hits); bits; bits &= bits - 1) {
+                    const int l = lowest_bit(bits);
+                    if (j + l < end) add(pool, value[l], i, j + l);
+                }
+                top = V::set1(pool.limit);
+            });
+        });
     }
 
     // The exponentials of a chunk of a row, kept in the first-level cache.
@@ -251,6 +290,36 @@ struct MatrixRunner {
         for (std::int64_t l = 0; l < count; ++l) task.out[i + l] = T(-value[l]), task.index[i + l] = std::int64_t(where[l]);
     }
 
+    void column_entries(std::int64_t i, std::int64_t stop, Pool<T>* pools, std::int64_t step, T* buffer) const {
+        const std::int64_t count = stop - i < L * W ? stop - i : L * W;
+        V f[L];
+        load_f(i, f);
+        T limit[L * W];
+        const auto look = [&] {
+            for (std::int64_t l = 0; l < L * W; ++l) limit[l] = l < count ? pools[l * step].limit : lowest;
+        };
+        look();
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t j = begin; j < end; j += kAcross) {
+                across(i, j, j + kAcross < end ? j + kAcross : end, buffer, [&](int l, V c, std::int64_t t) {
+                    const V reduced = c - f[l] - V::set1(task.g[t]);
+                    const auto hits = at_least(V::load(limit + l * W), reduced);
+                    if (!V::any(hits)) return;
+                    T value[W];
+                    reduced.store(value);
+                    for (unsigned bits = V::bits(hits); bits; bits &= bits - 1) {
+                        const std::int64_t w = lowest_bit(bits), at = l * W + w;
+                        if (at >= count) break;
+                        Pool<T>& pool = pools[at * step];
+                        add(pool, value[w], i + at, t);
+                        limit[at] = pool.limit;
+                    }
+                    if (step == 0) look();
+                });
+            }
+        });
+    }
+
     // f as L vectors; what lies beyond the last output has no mass.
     void load_f(std::int64_t i, V (&f)[L]) const {
         T lane[L * W];
@@ -307,9 +376,12 @@ struct MatrixRunner {
     }
 
     void run(std::int64_t begin, std::int64_t end) const {
+        const std::int64_t step = task.op == Op::support;  // from the pool of a row to that of the next
         if (task.col_step == 1) {
             for (std::int64_t i = begin; i < end; ++i) {
                 switch (task.op) {
+                    case Op::support:
+                    case Op::smallest: row_entries(i, task.pools[(i - begin) * step]); break;
                     case Op::softmin: row_softmin(i); break;
                     case Op::cmin: row_cmin(i); break;
                     case Op::apply: row_apply(i); break;
@@ -321,6 +393,8 @@ struct MatrixRunner {
         alignas(64) T buffer[kAcross * L * W];
         for (std::int64_t i = begin; i < end; i += L * W) {
             switch (task.op) {
+                case Op::support:
+                case Op::smallest: column_entries(i, end, task.pools + (i - begin) * step, step, buffer); break;
                 case Op::softmin: column_softmin(i, buffer); break;
                 case Op::cmin: column_cmin(i, buffer); break;
                 default: column_sums(i, buffer);
