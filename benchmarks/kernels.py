@@ -233,49 +233,49 @@ def blocks(n: int, rounds: int) -> None:
 
 def lists(n: int, dims: list[int], dtypes: list[str], rounds: int) -> None:
     """Print how long `support` and `smallest` take beside `cmin` and, on 2,000 rows, beside the reference."""
-    print(f"n = m = {n}, 24 entries a row, all of the smallest or those within a threshold that a tenth reach")
+    print("24 entries a row: all of the smallest, or those within a threshold that a tenth of the rows reach")
     for name in dtypes:
         for d in dims:
             gen = torch.Generator().manual_seed(0)
             x, y = (torch.randn(n, d, generator=gen).to(getattr(torch, name)) for _ in range(2))
-            matrix = x[:0]
-            potentials = -x.square().sum(-1) / 2, -y.square().sum(-1) / 2
-            for kind in ("dot", "matrix"):
-                size = n if kind == "dot" else n // 4
+            f, g = -x.square().sum(-1) / 2, -y.square().sum(-1) / 2
+            one_list(f"{name:8} d={d:<3}", rounds, f, g, lambda rows, y=y: (rows, y), x)
+            few = n // 4
+            for kind, c in (("rows", -(x[:few] @ y[:few].T)), ("columns", -(y[:few] @ x[:few].T).T)):
+                one_list(f"{name:8} matrix, {few} {kind}", rounds, f[:few], g[:few], lambda rows: (rows,), c)
 
-                def pairs(rows: int, kind: str = kind, size: int = size) -> Pairs:
-                    if kind == "dot":
-                        return Pairs((x[:rows],), (y,), lambda u, v: -(u[0] @ v[0].mT), (rows, n), "dot")
-                    return Pairs((matrix[:rows],), (), lambda u, _: u[0], (rows, size), "matrix")
 
-                if kind == "matrix":
-                    matrix = -(x[:size] @ y[:size].mT)
-                f, g = (t[:size] for t in potentials)
-                nearest = kernels.cmin(pairs(size), g)[0] - f
-                tenth = float(nearest.quantile(0.1))
-                few = min(ROWS, size)
-                calls: dict[str, Callable[[int], Any]] = {
-                    "cmin": lambda rows: kernels.cmin(pairs(rows), g),
-                    "support": lambda rows: kernels.support(pairs(rows), f[:rows], g, torch.inf, 24),
-                    "support, threshold": lambda rows: kernels.support(pairs(rows), f[:rows], g, tenth, 24),
-                    "smallest": lambda rows: kernels.smallest(pairs(rows), f[:rows], g, 10 * rows),
-                }
-                best: dict[tuple[str, str], float] = {}
-                for _ in range(rounds):
-                    for engine, rows in (("native", size), ("reference", few)):
-                        for operation, call in calls.items():
-                            with use_engine(engine):
-                                start = time.perf_counter()
-                                call(rows)
-                                seconds = (time.perf_counter() - start) / rows
-                            key = engine, operation
-                            best[key] = min(best.get(key, np.inf), seconds)
-                cells = [
-                    f"{o}: {best['native', o] * size:.2f} s, {best['native', o] / best['native', 'cmin']:.2f} of cmin, "
-                    f"reference / native {best['reference', o] / best['native', o]:.1f}"
-                    for o in calls
-                ]
-                print(f"{name:8} d={d:<3} {kind:6} " + "\n                      ".join(cells), flush=True)
+def one_list(
+    name: str, rounds: int, f: Tensor, g: Tensor, sides: Callable[[Tensor], tuple[Tensor, ...]], lines: Tensor
+) -> None:
+    def pairs(rows: int) -> Pairs:
+        x, *y = sides(lines[:rows])
+        shape = rows, g.numel()
+        if not y:
+            return Pairs((x,), (), lambda u, _: u[0], shape, "matrix")
+        return Pairs((x,), (y[0],), lambda u, v: -(u[0] @ v[0].mT), shape, "dot")
+
+    n = f.numel()
+    tenth = float((kernels.cmin(pairs(n), g)[0] - f).quantile(0.1))
+    calls: dict[str, Callable[[int], Any]] = {
+        "cmin": lambda rows: kernels.cmin(pairs(rows), g),
+        "support": lambda rows: kernels.support(pairs(rows), f[:rows], g, torch.inf, 24),
+        "support, threshold": lambda rows: kernels.support(pairs(rows), f[:rows], g, tenth, 24),
+        "smallest": lambda rows: kernels.smallest(pairs(rows), f[:rows], g, 10 * rows),
+    }
+    best = {(engine, o): np.inf for engine in ("native", "reference") for o in calls}
+    for _ in range(rounds):
+        for engine, o in best:
+            rows = n if engine == "native" else min(ROWS, n)
+            with use_engine(engine):
+                start = time.perf_counter()
+                calls[o](rows)
+                best[engine, o] = min(best[engine, o], (time.perf_counter() - start) / rows)
+    print(name)
+    for o in calls:
+        mine = best["native", o]
+        text = f"    {o:20}{mine * n:8.3f} s {mine / best['native', 'cmin']:6.2f} of cmin"
+        print(text + f", reference / native {best['reference', o] / mine:6.1f}", flush=True)
 
 
 def save(path: Path, run: dict[str, Any]) -> None:

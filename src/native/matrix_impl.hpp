@@ -25,6 +25,7 @@ BRENIER_INLINE void add(Pool<T>& pool, T value, std::int64_t row, std::int64_t c
     pool.entries[pool.count++] = {value, std::int32_t(row), std::int32_t(col)};
 }
 
+constexpr std::int64_t kSeeds = 1024;  // minima of sets of entries, which bound the k-th smallest
 constexpr double kLogOf2 = 0.693147180559945309417232121458;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
@@ -134,9 +135,32 @@ struct MatrixRunner {
         for (const std::int64_t* b = list.begin; b != list.end; ++b) use(list.starts[*b], list.starts[*b + 1]);
     }
 
+    // Lowers the limit before anything is kept, as for clouds of points.
+    void lower(const T* row, V f, Pool<T>& pool) const {
+        const std::int64_t columns = task.list.starts ? task.list.columns : task.m;
+        const std::int64_t size = columns / (4 * pool.most + W);  // vectors of a set: W sets of entries
+        if (size < 1 || 4 * pool.most + 2 * W > kSeeds) return;
+        const V zero = V::set1(0);
+        T seeds[kSeeds];
+        V best = V::set1(lowest);
+        std::int64_t turn = 0, filled = 0;
+        const auto look = [&](V c, V g, std::int64_t) {
+            if (filled == kSeeds) return;
+            best = max(zero - (c - f - g), best);
+            if (++turn < size) return;
+            (zero - best).store(seeds + filled);
+            best = V::set1(lowest), turn = 0, filled += W;
+        };
+        ranges([&](std::int64_t begin, std::int64_t end) { along(row, begin, end, look); });
+        if (filled < pool.most) return;
+        const T bound = kth_smallest(seeds, filled, pool.most);
+        if (bound < pool.limit) pool.limit = bound;
+    }
+
     void row_entries(std::int64_t i, Pool<T>& pool) const {
         const T* row = task.cost + i * task.row_step;
         const V f = V::set1(task.f[i]);
+        if (task.op == Op::support) lower(row, f, pool);
         V top = V::set1(pool.limit);
         ranges([&](std::int64_t begin, std::int64_t end) {
             along(row, begin, end, [&](V c, V g, std::int64_t j) {

@@ -79,7 +79,8 @@ Items cut(int64_t n, int64_t m, const Blocks* blocks, int64_t tile, int threads)
 
 template <class T>
 bool before(const Entry<T>& a, const Entry<T>& b) {
-    return std::tie(a.value, a.row, a.col) < std::tie(b.value, b.row, b.col);
+    if (a.value != b.value) return a.value < b.value;
+    return std::tie(a.row, a.col) < std::tie(b.row, b.col);
 }
 
 // Empties a pool for others. Its storage stays.
@@ -160,6 +161,7 @@ void make_room(Pool<T>& pool) {
 
 template <class T>
 T kth_smallest(T* values, int64_t count, int64_t k) {
+    std::replace_if(values, values + count, [](T x) { return x != x; }, std::numeric_limits<T>::infinity());
     std::nth_element(values, values + k - 1, values + count);
     return values[k - 1];
 }

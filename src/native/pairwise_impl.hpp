@@ -28,6 +28,7 @@ constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a 
 constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
 constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache
 constexpr int64_t kDirect = 4;               // right-hand sides up to here need no second product
+constexpr int64_t kLookTwice = 8;            // coordinates up to which a second look at all columns is cheap
 
 template <class T>
 inline T least(T a, T b) {
@@ -73,10 +74,10 @@ struct Layout {
         block = least(kBlockBytes / per_column, stored ? kStoredCols : kBlockCols) / PW;
         block = most(block, int64_t(1));
         gathered = t.list.starts ? block * (panel + t.r * PW + value_panels * PW * PW) : 0;
-        kept = stored ? 2 * R * block * PW : listing ? R * block * W : 0;
+        kept = stored ? 2 * R * block * PW : 0;
         origins = t.list.starts && (t.op == Op::cmin || listing) ? block * PW : 0;
         sums = t.op == Op::slope ? R * t.d * W : 0;
-        state = listing ? 0 : t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+        state = t.op == Op::support ? kSeeds * int64_t(sizeof(T)) / 8 : t.op == Op::smallest ? 0 : t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
     }
 };
 
@@ -469,8 +470,15 @@ struct Runner {
     // body(first row of the group, its state, first panel, number of panels)
     template <class Body>
     void blocks(Body body) {
-        for (int64_t p = 0; p < at.visited; p += at.block) {
-            const int64_t count = least(at.block, at.visited - p);
+        blocks(at.visited, body);
+    }
+
+    // Of the first panels alone.
+    template <class Body>
+    void blocks(int64_t visited, Body body) {
+        listed = task.list.begin, column = stop = 0;
+        for (int64_t p = 0; p < visited; p += at.block) {
+            const int64_t count = least(at.block, visited - p);
             if (at.gathered) {
                 gather(count);
             } else {
@@ -645,6 +653,7 @@ struct Runner {
 
     void list() {
         const bool apart = task.op == Op::support;
+        if (apart) lower();
         blocks([&](int64_t i, double*, int64_t p, int64_t count) {
             Within<V, K> use;
             use.row = i;
@@ -652,26 +661,37 @@ struct Runner {
             use.origins = at.origins ? origins : nullptr;
             for (int r = 0; r < R; ++r) use.pools[r] = i + r < end ? task.pools + (apart ? i + r - begin : 0) : nullptr;
             for (int r = 0; r < R; ++r) use.shift[r] = -task.f[row(i, r)];
-            if (apart && p == 0) lower(i, count, use.shift);
             for (int r = 0; r < R; ++r) use.limit[r] = use.pools[r] ? use.pools[r]->limit : T(-kInfinity);
             tiles(i, count, use);
         });
     }
 
-    // Lowers the limits before anything is kept: of the minima of more than k sets, the k-th smallest is an entry that
-    // k - 1 others do not exceed. Few entries are then kept only to be dropped.
-    void lower(int64_t i, int64_t count, const T (&shift)[R]) {
-        const int64_t most = task.pools[i - begin].most, sets = (4 * most + W - 1) / W;
-        if (most < 1 || sets > count) return;
-        for (int64_t q = 0; q < sets; ++q) {
-            const int64_t from = q * count / sets, to = (q + 1) * count / sets;
-            Largest<V, K> use(T(1));
-            tiles(i, to - from, use, from);
-            for (int r = 0; r < R; ++r) (V::set1(shift[r]) - use.best[r]).store(kept + (r * sets + q) * W);
-        }
-        for (int r = 0; r < R && i + r < end; ++r) {
-            T& limit = task.pools[i + r - begin].limit;
-            limit = least(limit, kth_smallest(kept + r * sets * W, sets * W, most));
+    // Lowers the limits before anything is kept: of the minima of more than k sets of entries, the k-th smallest is one
+    // that no more than k - 1 entries need to be below. Few are then kept only to be dropped. Where a look at all columns
+    // is dear, the first will do.
+    void lower() {
+        const int64_t most = task.pools->most, sets = (4 * most + W - 1) / W;
+        const int64_t looked = task.d <= kLookTwice ? at.visited : least(at.visited, at.block);
+        if (most < 1 || sets > looked || sets * W > kSeeds) return;
+        const auto seeds = [&](double* s, int r) { return reinterpret_cast<T*>(s + r * at.state); };
+        blocks(looked, [&](int64_t i, double* s, int64_t p, int64_t count) {
+            for (int64_t q = p * sets / looked; q < sets && q * looked / sets < p + count; ++q) {
+                const int64_t start = q * looked / sets, from = p < start ? start : p;
+                const int64_t to = least(p + count, (q + 1) * looked / sets);
+                if (from >= to) continue;
+                Largest<V, K> use(T(1));
+                tiles(i, to - from, use, from - p);
+                for (int r = 0; r < R; ++r) {
+                    T* const seed = seeds(s, r) + q * W;
+                    (from == start ? use.best[r] : max(use.best[r], V::load(seed))).store(seed);
+                }
+            }
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            T* const seed = seeds(state + (i - begin) * at.state, 0);
+            for (int64_t l = 0; l < sets * W; ++l) seed[l] = -task.f[i] - seed[l];
+            T& limit = task.pools[i - begin].limit;
+            limit = least(limit, kth_smallest(seed, sets * W, most));
         }
     }
 

@@ -758,7 +758,7 @@ def listed_problem(kind, n, m, d, dtype, *, whole=False, seed=0):
 
 def first_entries(left, there, threshold, most):
     """Rows and columns that `support` is to give: by value and column where `most` cuts a row, else by column."""
-    values, order = torch.where(there, left, torch.nan).sort(-1, stable=True)
+    values, order = left.masked_fill(~there, torch.nan).sort(dim=-1, stable=True)
     number = torch.arange(left.shape[1])
     met = there.sum(-1, keepdim=True)
     cut = torch.full_like(met, left.shape[1]) if most is None else torch.full_like(met, most)
@@ -784,7 +784,7 @@ def pattern(n, m, blocks):
 @dtypes
 @pytest.mark.parametrize("kind", LISTED)
 @pytest.mark.parametrize("blocks", [False, True], ids=["all", "blocks"])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 50), (50, 1), (37, 61), (140, 300), (9, 4700)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 50), (50, 1), (37, 61), (140, 300), (9, 2700)])
 def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
     """Exactly what is wanted, with ties, columns and rows without mass, at every threshold and number."""
     pairs, f, g, c = listed_problem(kind, n, m, 2, dtype, whole=True)
@@ -797,7 +797,7 @@ def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
     for _ in levels(name):
         with engine.use_engine(name):
             for threshold in (-torch.inf, -1.2, 2.4, torch.inf):
-                for most in {0, 1, 2, 24, max(1, m - 1), m, 3 * m, None}:
+                for most in {0, 1, 24, max(1, m - 1), m, 3 * m, None} if m < 300 else {2, 24, None}:
                     rows, cols, reduced = engine.support(pairs, f, g, threshold, most)
                     expected, order = first_entries(at, there, threshold, most)
                     assert reduced.dtype == dtype
@@ -808,7 +808,7 @@ def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
                     assert (rows * m + cols).unique().numel() == rows.numel()
                     if kind != "l2" and (name == "native" or most is None or most >= m):
                         assert torch.equal(cols, order)
-            values, order = torch.where(there, at, torch.nan).flatten().sort(stable=True)
+            values, order = at.masked_fill(~there, torch.nan).flatten().sort(stable=True)
             for k in {0, 1, 7, n * m // 2, n * m, 2 * n * m}:
                 rows, cols, reduced = engine.smallest(pairs, f, g, k)
                 number = min(k, int(there.sum()))
@@ -825,7 +825,7 @@ def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
 @pytest.mark.parametrize("kind", LISTED)
 @pytest.mark.parametrize("d", [1, 3, 17])
 def test_lists_of_any_numbers(name, kind, dtype, d):
-    n, m = 45, 5001
+    n, m = 21, 5001
     pairs, f, g, c = listed_problem(kind, n, m, d, dtype)
     left = c - f.double().unsqueeze(-1) - g.double()
     x = pairs.rows[0].double()
@@ -843,7 +843,7 @@ def test_lists_of_any_numbers(name, kind, dtype, d):
                         assert bound((left <= threshold + slack).sum(-1).clamp(max=most)).all()
                     place = torch.arange(rows.numel()) - (counts.cumsum(0) - counts)[rows]
                     torch.testing.assert_close(reduced.double(), ordered[rows, place], rtol=0, atol=tol)
-            for k in (1, 1000, 30_000):
+            for k in (1, 1000, 20_000):
                 rows, cols, reduced = engine.smallest(pairs, f, g, k)
                 torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=tol)
                 torch.testing.assert_close(reduced.double(), left.flatten().sort().values[:k], rtol=0, atol=tol)

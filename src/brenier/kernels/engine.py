@@ -3,6 +3,7 @@
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
 was built. Where a gradient is wanted it serves all kinds but for `matvec` and, of norms, `row_moments`. It takes
 `Pairs.blocks` too, in tensors without batch axes. The kind "matrix" has kernels of its own, without gradients.
+`support` and `smallest` are native without gradients, for a matrix with blocks too.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 | `brenier::row_moments` | sum_j P_ij and sum_j P_ij (c_ij + t_j) | none: `engine.row_moments` writes it with `apply` |
 | `brenier::matvec` | sum_j c_ij v_j | none: for "dot" it is two small products |
 
+`listed` gives the entries of small reduced cost, `support` and `smallest`; it is no operator, as it has no derivatives.
+
 The gradient of one operator is made of others: no n x m memory in any pass. Further derivatives for norms are those of
 the reference.
 
@@ -154,7 +156,9 @@ def listed(
         expected.append(("cols", cols, (m, rows.shape[-1])))
     for name, t, wanted in expected:
         if t.dtype != rows.dtype or not t.is_cpu or t.shape != wanted:
-            raise ValueError(f"native kernels: expected {name} {wanted} of {rows.dtype}, got {tuple(t.shape)}, {t.dtype}")
+            raise ValueError(
+                f"native kernels: expected {name} {wanted} of {rows.dtype}, got {tuple(t.shape)}, {t.dtype}"
+            )
     limit = float(torch.tensor(limit, dtype=torch.float64).to(rows.dtype))  # what a comparison with a tensor does
     given = (*tensors, blocks)
     sizes = [n, m, rows.shape[-1], most, 0 if blocks is None else blocks.numel()]
