@@ -135,32 +135,40 @@ struct MatrixRunner {
         for (const std::int64_t* b = list.begin; b != list.end; ++b) use(list.starts[*b], list.starts[*b + 1]);
     }
 
-    // Lowers the limit before anything is kept, as for clouds of points.
-    void lower(const T* row, V f, Pool<T>& pool) const {
-        const std::int64_t columns = task.list.starts ? task.list.columns : task.m;
-        const std::int64_t size = columns / (4 * pool.most + W);  // vectors of a set: W sets of entries
-        if (size < 1 || 4 * pool.most + 2 * W > kSeeds) return;
+    // Lowers the limit before anything is kept, as for clouds of points, by a look at the first columns.
+    bool lower(const T* row, V f, Pool<T>& pool, std::int64_t looked) const {
+        const std::int64_t size = looked / (4 * pool.most + W);  // vectors of a set: W sets of entries
+        if (size < 1 || 4 * pool.most + 2 * W > kSeeds) return false;
         const V zero = V::set1(0);
         T seeds[kSeeds];
         V best = V::set1(lowest);
         std::int64_t turn = 0, filled = 0;
         const auto look = [&](V c, V g, std::int64_t) {
-            if (filled == kSeeds) return;
+            if (filled + W > kSeeds) return;
             best = max(zero - (c - f - g), best);
             if (++turn < size) return;
             (zero - best).store(seeds + filled);
             best = V::set1(lowest), turn = 0, filled += W;
         };
-        ranges([&](std::int64_t begin, std::int64_t end) { along(row, begin, end, look); });
-        if (filled < pool.most) return;
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            end = end - begin < looked ? end : begin + looked;
+            looked -= end - begin;
+            along(row, begin, end, look);
+        });
+        if (filled < pool.most) return false;
         const T bound = kth_smallest(seeds, filled, pool.most);
-        if (bound < pool.limit) pool.limit = bound;
+        if (!(bound < pool.limit)) return false;
+        pool.limit = bound;
+        return true;
     }
 
     void row_entries(std::int64_t i, Pool<T>& pool) const {
         const T* row = task.cost + i * task.row_step;
         const V f = V::set1(task.f[i]);
-        if (task.op == Op::support) lower(row, f, pool);
+        if (task.op == Op::support) {
+            const std::int64_t columns = task.list.starts ? task.list.columns : task.m;
+            if (lower(row, f, pool, columns / 8)) lower(row, f, pool, columns);
+        }
         V top = V::set1(pool.limit);
         ranges([&](std::int64_t begin, std::int64_t end) {
             along(row, begin, end, [&](V c, V g, std::int64_t j) {

@@ -653,7 +653,9 @@ struct Runner {
 
     void list() {
         const bool apart = task.op == Op::support;
-        if (apart) lower();
+        // all columns where that is cheap, and where a block shows that the threshold is not what cuts the rows
+        const bool more = task.d <= kLookTwice && at.visited > at.block;
+        if (apart && lower(least(at.visited, at.block)) && more) lower(at.visited);
         blocks([&](int64_t i, double*, int64_t p, int64_t count) {
             Within<V, K> use;
             use.row = i;
@@ -667,12 +669,11 @@ struct Runner {
     }
 
     // Lowers the limits before anything is kept: of the minima of more than k sets of entries, the k-th smallest is one
-    // that no more than k - 1 entries need to be below. Few are then kept only to be dropped. Where a look at all columns
-    // is dear, the first will do.
-    void lower() {
+    // that no more than k - 1 entries need to be below. Few are then kept only to be dropped. Says whether one fell.
+    bool lower(int64_t looked) {
         const int64_t most = task.pools->most, sets = (4 * most + W - 1) / W;
-        const int64_t looked = task.d <= kLookTwice ? at.visited : least(at.visited, at.block);
-        if (most < 1 || sets > looked || sets * W > kSeeds) return;
+        if (most < 1 || sets > looked || sets * W > kSeeds) return false;
+        bool fell = false;
         const auto seeds = [&](double* s, int r) { return reinterpret_cast<T*>(s + r * at.state); };
         blocks(looked, [&](int64_t i, double* s, int64_t p, int64_t count) {
             for (int64_t q = p * sets / looked; q < sets && q * looked / sets < p + count; ++q) {
@@ -691,8 +692,10 @@ struct Runner {
             T* const seed = seeds(state + (i - begin) * at.state, 0);
             for (int64_t l = 0; l < sets * W; ++l) seed[l] = -task.f[i] - seed[l];
             T& limit = task.pools[i - begin].limit;
-            limit = least(limit, kth_smallest(seed, sets * W, most));
+            const T bound = kth_smallest(seed, sets * W, most);
+            if (bound < limit) limit = bound, fell = true;
         }
+        return fell;
     }
 
     template <int N>
