@@ -1,7 +1,8 @@
 """Pairs a second of the kernels on a CPU: ours, tiled torch (our reference) and rivals, beside the ceilings.
 
     python benchmarks/kernels.py [--threads 1] [--size 20000] [--dims 3 16 64 512] [--dtypes float32 float64]
-                                 [--rounds 7] [--budget 2] [--json results/kernels.json] [--accuracy] [--blocks]
+                                 [--rounds 7] [--budget 2] [--json results/kernels.json]
+                                 [--accuracy] [--blocks] [--lists]
 
 Every candidate gets the same inputs: c = ||x - y||^2 of standard Gaussian clouds, epsilon = 0.05 * mean cost; errors
 are those of 64 rows against float64, relative to the mean of the answer. The time is the best of several calls after
@@ -230,6 +231,53 @@ def blocks(n: int, rounds: int) -> None:
         print(text)
 
 
+def lists(n: int, dims: list[int], dtypes: list[str], rounds: int) -> None:
+    """Print how long `support` and `smallest` take beside `cmin` and, on 2,000 rows, beside the reference."""
+    print("24 entries a row: all of the smallest, or those within a threshold that a tenth of the rows reach")
+    for name in dtypes:
+        for d in dims:
+            gen = torch.Generator().manual_seed(0)
+            x, y = (torch.randn(n, d, generator=gen).to(getattr(torch, name)) for _ in range(2))
+            f, g = -x.square().sum(-1) / 2, -y.square().sum(-1) / 2
+            one_list(f"{name:8} d={d:<3}", rounds, f, g, lambda rows, y=y: (rows, y), x)
+            few = n // 4
+            for kind, c in (("rows", -(x[:few] @ y[:few].T)), ("columns", -(y[:few] @ x[:few].T).T)):
+                one_list(f"{name:8} matrix, {few} {kind}", rounds, f[:few], g[:few], lambda rows: (rows,), c)
+
+
+def one_list(
+    name: str, rounds: int, f: Tensor, g: Tensor, sides: Callable[[Tensor], tuple[Tensor, ...]], lines: Tensor
+) -> None:
+    def pairs(rows: int) -> Pairs:
+        x, *y = sides(lines[:rows])
+        shape = rows, g.numel()
+        if not y:
+            return Pairs((x,), (), lambda u, _: u[0], shape, "matrix")
+        return Pairs((x,), (y[0],), lambda u, v: -(u[0] @ v[0].mT), shape, "dot")
+
+    n = f.numel()
+    tenth = float((kernels.cmin(pairs(n), g)[0] - f).quantile(0.1))
+    calls: dict[str, Callable[[int], Any]] = {
+        "cmin": lambda rows: kernels.cmin(pairs(rows), g),
+        "support": lambda rows: kernels.support(pairs(rows), f[:rows], g, torch.inf, 24),
+        "support, threshold": lambda rows: kernels.support(pairs(rows), f[:rows], g, tenth, 24),
+        "smallest": lambda rows: kernels.smallest(pairs(rows), f[:rows], g, 10 * rows),
+    }
+    best = {(engine, o): np.inf for engine in ("native", "reference") for o in calls}
+    for _ in range(rounds):
+        for engine, o in best:
+            rows = n if engine == "native" else min(ROWS, n)
+            with use_engine(engine):
+                start = time.perf_counter()
+                calls[o](rows)
+                best[engine, o] = min(best[engine, o], (time.perf_counter() - start) / rows)
+    print(name)
+    for o in calls:
+        mine = best["native", o]
+        text = f"    {o:20}{mine * n:8.3f} s {mine / best['native', 'cmin']:6.2f} of cmin"
+        print(text + f", reference / native {best['reference', o] / mine:6.1f}", flush=True)
+
+
 def save(path: Path, run: dict[str, Any]) -> None:
     """Keep this run beside those with other numbers of threads, under a table of softmin for the documentation."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +319,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--accuracy", action="store_true", help="print errors instead of speeds")
     parser.add_argument("--blocks", action="store_true", help="print what blocks cost instead")
+    parser.add_argument("--lists", action="store_true", help="print what support and smallest cost instead")
     args = parser.parse_args()
     if args.accuracy:
         return accuracy()
@@ -280,6 +329,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.blocks:
         return blocks(args.size // 4, 20 * args.rounds)
+    if args.lists:
+        return lists(args.size, args.dims, args.dtypes, args.rounds)
     start = time.perf_counter()
     _native.set_simd(args.simd)
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {args.simd}, torch {torch.__version__}")

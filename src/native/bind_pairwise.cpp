@@ -3,11 +3,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -146,6 +148,67 @@ void over_matrix_call(int op, bool across, bool shared, bool is_double, const st
     }
 }
 
+// What was found, until Python has made room for it.
+struct Listed {
+    virtual ~Listed() = default;
+    std::int64_t count = 0;
+    virtual void take(std::uintptr_t rows, std::uintptr_t cols, std::uintptr_t values) = 0;
+};
+
+template <class T>
+struct ListedOf : Listed {
+    Found<T> found;
+
+    explicit ListedOf(Found<T>&& what) : found(std::move(what)) {
+        for (const auto& part : found) count += static_cast<std::int64_t>(part.size());
+    }
+    void take(std::uintptr_t rows, std::uintptr_t cols, std::uintptr_t values) override {
+        auto* row = reinterpret_cast<std::int64_t*>(rows);
+        auto* col = reinterpret_cast<std::int64_t*>(cols);
+        auto* value = reinterpret_cast<T*>(values);
+        for (auto& part : found) {
+            for (const auto& e : part) *row++ = e.row, *col++ = e.col, *value++ = e.value;
+            part = {};
+        }
+    }
+};
+
+template <class T>
+std::unique_ptr<Listed> entries_of(bool whole, int kind, bool across, const std::vector<std::int64_t>& sizes,
+                                   const std::vector<std::uintptr_t>& at, double limit, int threads) {
+    const auto in = [&](int i) { return reinterpret_cast<const T*>(at[i]); };
+    const Op op = whole ? Op::smallest : Op::support;
+    const std::int64_t n = sizes[0], m = sizes[1], d = sizes[2], most = sizes[3];
+    const Engine<T>& engine = engines<T>()[chosen];
+    Blocks blocks{};
+    if (at[4]) blocks = blocks_at(reinterpret_cast<const std::int64_t*>(at[4]), sizes[4], n, m);
+    const Blocks* const some = at[4] ? &blocks : nullptr;
+    nb::gil_scoped_release release;
+    if (kind < 0) {
+        MatrixTask<T> t{};
+        t.op = op;
+        t.n = n, t.m = m;
+        t.cost = in(0), t.f = in(2), t.g = in(3);
+        t.row_step = across ? 1 : m, t.col_step = across ? n : 1;
+        t.epsilon = 1;
+        return std::make_unique<ListedOf<T>>(entries(t, some, T(limit), most, threads, engine));
+    }
+    Task<T> t{};
+    t.op = op;
+    t.kind = static_cast<Kind>(kind);
+    t.n = n, t.m = m, t.d = d;
+    t.rows = in(0), t.cols = in(1), t.f = in(2), t.g = in(3);
+    return std::make_unique<ListedOf<T>>(entries(t, some, T(limit), most, threads, engine));
+}
+
+std::unique_ptr<Listed> entries_call(bool whole, int kind, bool across, bool is_double,
+                                     const std::vector<std::int64_t>& sizes, const std::vector<std::uintptr_t>& at,
+                                     double limit, int threads) {
+    if (sizes.size() != 5 || at.size() != 5) throw std::invalid_argument("entries: expected 5 sizes and 5 addresses");
+    return is_double ? entries_of<double>(whole, kind, across, sizes, at, limit, threads)
+                     : entries_of<float>(whole, kind, across, sizes, at, limit, threads);
+}
+
 void exp2_call(bool is_double, std::uintptr_t x, std::uintptr_t out, std::int64_t count) {
     if (is_double) {
         engines<double>()[chosen].exp2(reinterpret_cast<const double*>(x), reinterpret_cast<double*>(out), count);
@@ -187,6 +250,13 @@ void bind_pairwise(nb::module_& m) {
           nb::arg("addresses"), nb::arg("steps"), nb::arg("threads"));
     m.def("over_matrix", &over_matrix_call, nb::arg("op"), nb::arg("across"), nb::arg("shared"), nb::arg("is_double"),
           nb::arg("sizes"), nb::arg("addresses"), nb::arg("threads"));
+    nb::class_<Listed>(m, "Listed", "What `entries` found.")
+        .def_ro("count", &Listed::count)
+        .def("take", &Listed::take, nb::arg("rows"), nb::arg("cols"), nb::arg("values"),
+             "Write it to int64 rows and columns and to values, and forget it.");
+    m.def("entries", &entries_call, nb::arg("whole"), nb::arg("kind"), nb::arg("across"), nb::arg("is_double"),
+          nb::arg("sizes"), nb::arg("addresses"), nb::arg("limit"), nb::arg("threads"),
+          "The entries of small reduced cost; a kind below 0 is a matrix.");
     m.def("exp2", &exp2_call, nb::arg("is_double"), nb::arg("x"), nb::arg("out"), nb::arg("count"),
           "2^x of an array, by the kernels' own exponential; for tests.");
     m.def("rates", &rates_call, nb::arg("is_double"), nb::call_guard<nb::gil_scoped_release>(),

@@ -7,9 +7,11 @@
 #if defined(__GNUC__)
 #define BRENIER_INLINE inline __attribute__((always_inline))
 #define BRENIER_INLINE_LAMBDA __attribute__((always_inline))
+#define BRENIER_NOINLINE __attribute__((noinline))
 #else
 #define BRENIER_INLINE inline
 #define BRENIER_INLINE_LAMBDA
+#define BRENIER_NOINLINE
 #endif
 
 namespace brenier {
@@ -21,6 +23,17 @@ BRENIER_INLINE void each(F&& f) {
     [&]<int... I>(std::integer_sequence<int, I...>) BRENIER_INLINE_LAMBDA {
         (f(std::integral_constant<int, I>{}), ...);
     }(std::make_integer_sequence<int, N>{});
+}
+
+// The number of the lowest bit, of those that are set.
+inline int lowest_bit(unsigned bits) {
+#if defined(__GNUC__)
+    return __builtin_ctz(bits);
+#else
+    int out = 0;
+    for (; !(bits & 1); bits >>= 1) ++out;
+    return out;
+#endif
 }
 
 }  // namespace

@@ -9,11 +9,23 @@
 #include <cstdint>
 #include <limits>
 
+#include "inline.hpp"
 #include "pairwise.hpp"
 
 namespace brenier {
 namespace {
 
+template <class T>
+BRENIER_INLINE void add(Pool<T>& pool, T value, std::int64_t row, std::int64_t col) {
+    if (!(value <= pool.limit)) return;
+    if (pool.count == pool.room) {
+        make_room(pool);
+        if (!(value <= pool.limit)) return;
+    }
+    pool.entries[pool.count++] = {value, std::int32_t(row), std::int32_t(col)};
+}
+
+constexpr std::int64_t kSeeds = 1024;  // minima of sets of entries, which bound the k-th smallest
 constexpr double kLogOf2 = 0.693147180559945309417232121458;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
@@ -113,6 +125,65 @@ struct MatrixRunner {
         }
         task.out[i] = T(-top);
         task.index[i] = std::int64_t(column);
+    }
+
+    // Calls use(begin, end) for the ranges of columns that the rows of the task meet.
+    template <class Use>
+    void ranges(Use&& use) const {
+        const List& list = task.list;
+        if (!list.starts) return use(std::int64_t(0), task.m);
+        for (const std::int64_t* b = list.begin; b != list.end; ++b) use(list.starts[*b], list.starts[*b + 1]);
+    }
+
+    // Lowers the limit before anything is kept, as for clouds of points, by a look at the first columns.
+    bool lower(const T* row, V f, Pool<T>& pool, std::int64_t looked) const {
+        const std::int64_t size = looked / (4 * pool.most + W);  // vectors of a set: W sets of entries
+        if (size < 1 || 4 * pool.most + 2 * W > kSeeds) return false;
+        const V zero = V::set1(0);
+        T seeds[kSeeds];
+        V best = V::set1(lowest);
+        std::int64_t turn = 0, filled = 0;
+        const auto look = [&](V c, V g, std::int64_t) {
+            if (filled + W > kSeeds) return;
+            best = max(zero - (c - f - g), best);
+            if (++turn < size) return;
+            (zero - best).store(seeds + filled);
+            best = V::set1(lowest), turn = 0, filled += W;
+        };
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            end = end - begin < looked ? end : begin + looked;
+            looked -= end - begin;
+            along(row, begin, end, look);
+        });
+        if (filled < pool.most) return false;
+        const T bound = kth_smallest(seeds, filled, pool.most);
+        if (!(bound < pool.limit)) return false;
+        pool.limit = bound;
+        return true;
+    }
+
+    void row_entries(std::int64_t i, Pool<T>& pool) const {
+        const T* row = task.cost + i * task.row_step;
+        const V f = V::set1(task.f[i]);
+        if (task.op == Op::support) {
+            const std::int64_t columns = task.list.starts ? task.list.columns : task.m;
+            if (lower(row, f, pool, columns / 8)) lower(row, f, pool, columns);
+        }
+        V top = V::set1(pool.limit);
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            along(row, begin, end, [&](V c, V g, std::int64_t j) {
+                const V reduced = c - f - g;
+                const auto hits = at_least(top, reduced);
+                if (!V::any(hits)) return;
+                T value[W];
+                reduced.store(value);
+                for (unsigned bits = V::bits(hits); bits; bits &= bits - 1) {
+                    const int l = lowest_bit(bits);
+                    if (j + l < end) add(pool, value[l], i, j + l);
+                }
+                top = V::set1(pool.limit);
+            });
+        });
     }
 
     // The exponentials of a chunk of a row, kept in the first-level cache.
@@ -251,6 +322,36 @@ struct MatrixRunner {
         for (std::int64_t l = 0; l < count; ++l) task.out[i + l] = T(-value[l]), task.index[i + l] = std::int64_t(where[l]);
     }
 
+    void column_entries(std::int64_t i, std::int64_t stop, Pool<T>* pools, std::int64_t step, T* buffer) const {
+        const std::int64_t count = stop - i < L * W ? stop - i : L * W;
+        V f[L];
+        load_f(i, f);
+        T limit[L * W];
+        const auto look = [&] {
+            for (std::int64_t l = 0; l < L * W; ++l) limit[l] = l < count ? pools[l * step].limit : lowest;
+        };
+        look();
+        ranges([&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t j = begin; j < end; j += kAcross) {
+                across(i, j, j + kAcross < end ? j + kAcross : end, buffer, [&](int l, V c, std::int64_t t) {
+                    const V reduced = c - f[l] - V::set1(task.g[t]);
+                    const auto hits = at_least(V::load(limit + l * W), reduced);
+                    if (!V::any(hits)) return;
+                    T value[W];
+                    reduced.store(value);
+                    for (unsigned bits = V::bits(hits); bits; bits &= bits - 1) {
+                        const std::int64_t w = lowest_bit(bits), at = l * W + w;
+                        if (at >= count) break;
+                        Pool<T>& pool = pools[at * step];
+                        add(pool, value[w], i + at, t);
+                        limit[at] = pool.limit;
+                    }
+                    if (step == 0) look();
+                });
+            }
+        });
+    }
+
     // f as L vectors; what lies beyond the last output has no mass.
     void load_f(std::int64_t i, V (&f)[L]) const {
         T lane[L * W];
@@ -307,9 +408,12 @@ struct MatrixRunner {
     }
 
     void run(std::int64_t begin, std::int64_t end) const {
+        const std::int64_t step = task.op == Op::support;  // from the pool of a row to that of the next
         if (task.col_step == 1) {
             for (std::int64_t i = begin; i < end; ++i) {
                 switch (task.op) {
+                    case Op::support:
+                    case Op::smallest: row_entries(i, task.pools[(i - begin) * step]); break;
                     case Op::softmin: row_softmin(i); break;
                     case Op::cmin: row_cmin(i); break;
                     case Op::apply: row_apply(i); break;
@@ -321,6 +425,8 @@ struct MatrixRunner {
         alignas(64) T buffer[kAcross * L * W];
         for (std::int64_t i = begin; i < end; i += L * W) {
             switch (task.op) {
+                case Op::support:
+                case Op::smallest: column_entries(i, end, task.pools + (i - begin) * step, step, buffer); break;
                 case Op::softmin: column_softmin(i, buffer); break;
                 case Op::cmin: column_cmin(i, buffer); break;
                 default: column_sums(i, buffer);

@@ -2,7 +2,11 @@
 #include "pairwise.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <memory>
+#include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "threads.hpp"
@@ -35,7 +39,168 @@ Task<T> nth(Task<T> task, const Steps& steps, int64_t i) {
     return task;
 }
 
+// Rows [begin, end) of a row block, and the columns that it meets.
+struct Item {
+    int64_t block, begin, end;
+    List list;
+};
+
+struct Items {
+    std::vector<Item> items;
+    int threads;
+};
+
+// Tasks of about the same number of pairs, several for each thread: a slow one can be waited for. Without blocks, all
+// rows meet all columns.
+Items cut(int64_t n, int64_t m, const Blocks* blocks, int64_t tile, int threads) {
+    const int64_t whole[] = {0, n}, count = blocks ? blocks->rows : 1;
+    const int64_t* const starts = blocks ? blocks->row_starts : whole;
+    std::vector<List> lists(count, List{nullptr, nullptr, nullptr, m});
+    int64_t pairs = 0;
+    for (int64_t r = 0; r < count; ++r) {
+        List& list = lists[r];
+        if (blocks) {
+            list = {blocks->col_starts, blocks->listed + blocks->indptr[r], blocks->listed + blocks->indptr[r + 1], 0};
+            for (const int64_t* c = list.begin; c != list.end; ++c) list.columns += list.starts[*c + 1] - list.starts[*c];
+        }
+        pairs += list.columns * (starts[r + 1] - starts[r]);
+    }
+    threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, pairs / kPairsPerThread)));
+    const int64_t share = pairs / (4 * threads) + 1;
+    Items out{{}, threads};
+    for (int64_t r = 0; r < count; ++r) {
+        const int64_t wanted =
+            threads == 1 ? kRows : std::min(kRows, share / std::max<int64_t>(1, lists[r].columns) + 1);
+        const int64_t rows = (wanted + tile - 1) / tile * tile, stop = starts[r + 1];
+        for (int64_t i = starts[r]; i < stop; i += rows) out.items.push_back({r, i, std::min(stop, i + rows), lists[r]});
+    }
+    return out;
+}
+
+template <class T>
+bool before(const Entry<T>& a, const Entry<T>& b) {
+    if (a.value != b.value) return a.value < b.value;
+    return std::tie(a.row, a.col) < std::tie(b.row, b.col);
+}
+
+// Empties a pool for others. Its storage stays.
+template <class T>
+void open(Pool<T>& pool, T limit, int64_t most, bool ascending) {
+    constexpr int64_t room = 32;
+    if (pool.storage.empty()) pool.storage.resize(room);
+    pool.limit = limit, pool.most = most, pool.count = 0, pool.ascending = ascending;
+    pool.room = static_cast<int64_t>(pool.storage.size());
+    pool.entries = pool.storage.data();
+}
+
+template <class T>
+void keep_the_smallest(Pool<T>& pool) {
+    if (pool.count <= pool.most) return;
+    std::nth_element(pool.entries, pool.entries + pool.most - 1, pool.entries + pool.count, before<T>);
+    pool.count = pool.most;
+    const T last = pool.entries[pool.most - 1].value;
+    // what ties with the last and comes later is not smaller
+    pool.limit = std::min(pool.limit, pool.ascending ? std::nextafter(last, -std::numeric_limits<T>::infinity()) : last);
+}
+
+// `run(thread, item, pools)` offers entries to pools of the rows, or to one.
+template <class T, class Run>
+Found<T> gather(const Items& cut, bool apart, T limit, int64_t most, Run run) {
+    Found<T> found(apart ? cut.items.size() : 1);
+    std::vector<std::vector<Pool<T>>> pools(cut.threads);
+    if (most <= 0) return found;
+    spread(static_cast<int64_t>(cut.items.size()), cut.threads, [&](int thread, int64_t at) {
+        const Item& item = cut.items[at];
+        auto& mine = pools[thread];
+        if (!apart) {
+            if (mine.empty()) open(mine.emplace_back(), limit, most, false);
+            return run(thread, item, mine.data());
+        }
+        const int64_t rows = item.end - item.begin;
+        if (static_cast<int64_t>(mine.size()) < rows) mine.resize(rows);
+        for (int64_t i = 0; i < rows; ++i) open(mine[i], limit, std::min(most, item.list.columns), true);
+        run(thread, item, mine.data());
+        auto& out = found[at];
+        for (int64_t i = 0; i < rows; ++i) {
+            keep_the_smallest(mine[i]);
+            Entry<T>*const first = mine[i].entries, *const last = first + mine[i].count;
+            if (most < item.list.columns) std::sort(first, last, before<T>);
+            out.insert(out.end(), first, last);
+        }
+    });
+    if (apart) return found;
+    Pool<T> all{};
+    open(all, limit, most, false);
+    all.storage.clear();
+    for (auto& mine : pools) {
+        for (auto& pool : mine) all.storage.insert(all.storage.end(), pool.entries, pool.entries + pool.count);
+    }
+    all.entries = all.storage.data(), all.count = static_cast<int64_t>(all.storage.size());
+    keep_the_smallest(all);
+    all.storage.resize(all.count);
+    std::sort(all.storage.begin(), all.storage.end(), before<T>);
+    found[0] = std::move(all.storage);
+    return found;
+}
+
+template <class Task>
+void check_sizes(const Task& task) {
+    constexpr int64_t most = std::numeric_limits<std::int32_t>::max();
+    if (task.n > most || task.m > most) throw std::invalid_argument("pairwise: expected fewer than 2^31 rows and columns");
+}
+
 }  // namespace
+
+template <class T>
+void make_room(Pool<T>& pool) {
+    if (pool.count >= 2 * pool.most) return keep_the_smallest(pool);
+    pool.room = std::min(2 * pool.room, std::max<int64_t>(2 * pool.most, pool.room + 1));
+    pool.storage.resize(pool.room);
+    pool.entries = pool.storage.data();
+}
+
+template <class T>
+T kth_smallest(T* values, int64_t count, int64_t k) {
+    std::replace_if(values, values + count, [](T x) { return x != x; }, std::numeric_limits<T>::infinity());
+    std::nth_element(values, values + k - 1, values + count);
+    return values[k - 1];
+}
+
+template <class T>
+Found<T> entries(const Task<T>& whole, const Blocks* blocks, T limit, int64_t most, int threads,
+                 const Engine<T>& engine) {
+    check_sizes(whole);
+    const Items items = cut(whole.n, whole.m, blocks, engine.row_tile, threads);
+    Task<T> task = whole;
+    if (blocks) task.list.starts = blocks->col_starts;
+    const auto packed = allocate(engine.packed_size(task) * static_cast<int64_t>(sizeof(T)));
+    T* const columns = static_cast<T*>(packed.get());
+    engine.pack(task, columns);
+    const int64_t bytes = engine.scratch_size(task, std::min(task.n, kRows));
+    std::vector<std::unique_ptr<void, Free>> scratch(items.threads);
+    most = std::min(most, task.n * task.m);
+    return gather(items, task.op == Op::support, limit, most, [&](int thread, const Item& item, Pool<T>* pools) {
+        if (!scratch[thread]) scratch[thread] = allocate(bytes);
+        Task<T> part = task;
+        part.list = item.list;
+        part.pools = pools;
+        engine.run(part, columns, item.begin, item.end, scratch[thread].get());
+    });
+}
+
+template <class T>
+Found<T> entries(const MatrixTask<T>& whole, const Blocks* blocks, T limit, int64_t most, int threads,
+                 const Engine<T>& engine) {
+    check_sizes(whole);
+    const Items items = cut(whole.n, whole.m, blocks, whole.col_step == 1 ? 1 : engine.matrix_lines, threads);
+    most = std::min(most, whole.n * whole.m);
+    return gather(items, whole.op == Op::support, limit, most, [&](int, const Item& item, Pool<T>* pools) {
+        MatrixTask<T> part = whole;
+        part.list = item.list;
+        part.pools = pools;
+        engine.run_matrix(part, item.begin, item.end);
+    });
+}
 
 template <class T>
 void pairwise(const Task<T>& first, const Steps& steps, int64_t count, int threads, const Engine<T>& engine) {
@@ -87,26 +252,8 @@ void pairwise(const Task<T>& first, const Steps& steps, int64_t count, int threa
 template <class T>
 void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, int threads, const Engine<T>& engine) {
     if (whole.n <= 0) return;
-    struct Item {
-        int64_t block, begin, end;
-    };
-    std::vector<int64_t> met(blocks.rows);  // columns of each row block
-    int64_t pairs = 0;
-    for (int64_t r = 0; r < blocks.rows; ++r) {
-        for (int64_t i = blocks.indptr[r]; i < blocks.indptr[r + 1]; ++i) {
-            met[r] += blocks.col_starts[blocks.listed[i] + 1] - blocks.col_starts[blocks.listed[i]];
-        }
-        pairs += met[r] * (blocks.row_starts[r + 1] - blocks.row_starts[r]);
-    }
-    threads = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, pairs / kPairsPerThread)));
-    // tasks of about the same number of pairs, several for each thread
-    const int64_t tile = engine.row_tile, share = pairs / (4 * threads) + 1;
-    std::vector<Item> items;
-    for (int64_t r = 0; r < blocks.rows; ++r) {
-        const int64_t wanted = threads == 1 ? kRows : std::min(kRows, share / std::max<int64_t>(1, met[r]) + 1);
-        const int64_t rows = (wanted + tile - 1) / tile * tile, stop = blocks.row_starts[r + 1];
-        for (int64_t i = blocks.row_starts[r]; i < stop; i += rows) items.push_back({r, i, std::min(stop, i + rows)});
-    }
+    const auto [items, used] = cut(whole.n, whole.m, &blocks, engine.row_tile, threads);
+    threads = used;
     Task<T> task = whole;
     task.list = {blocks.col_starts, nullptr, nullptr, 0};
     const auto packed = allocate(engine.packed_size(task) * static_cast<int64_t>(sizeof(T)));
@@ -118,9 +265,7 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, 
         if (!scratch[thread]) scratch[thread] = allocate(bytes);
         const Item& item = items[i];
         Task<T> part = task;
-        const int64_t *const listed = blocks.listed + blocks.indptr[item.block],
-                      *const end = blocks.listed + blocks.indptr[item.block + 1];
-        part.list = {blocks.col_starts, listed, end, met[item.block]};
+        part.list = item.list;
         if (part.epsilon) part.epsilon += item.block * epsilon_step;
         engine.run(part, columns, item.begin, item.end, scratch[thread].get());
     });
@@ -159,6 +304,19 @@ template void pairwise<float>(const Task<float>&, const Blocks&, int64_t, int, c
 template void pairwise<double>(const Task<double>&, const Blocks&, int64_t, int, const Engine<double>&);
 template void pairwise<float>(const Task<float>&, const Steps&, int64_t, int, const Engine<float>&);
 template void pairwise<double>(const Task<double>&, const Steps&, int64_t, int, const Engine<double>&);
+
+template void make_room<float>(Pool<float>&);
+template void make_room<double>(Pool<double>&);
+template float kth_smallest<float>(float*, int64_t, int64_t);
+template double kth_smallest<double>(double*, int64_t, int64_t);
+
+template Found<float> entries<float>(const Task<float>&, const Blocks*, float, int64_t, int, const Engine<float>&);
+template Found<double> entries<double>(const Task<double>&, const Blocks*, double, int64_t, int,
+                                       const Engine<double>&);
+template Found<float> entries<float>(const MatrixTask<float>&, const Blocks*, float, int64_t, int,
+                                     const Engine<float>&);
+template Found<double> entries<double>(const MatrixTask<double>&, const Blocks*, double, int64_t, int,
+                                       const Engine<double>&);
 
 template void over_matrix<float>(const MatrixTask<float>&, bool, const float*, int64_t, int, const Engine<float>&);
 template void over_matrix<double>(const MatrixTask<double>&, bool, const double*, int64_t, int, const Engine<double>&);

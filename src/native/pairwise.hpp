@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace brenier {
 
@@ -13,6 +14,8 @@ enum class Op {
     moments,  // sum_j P_ij and sum_j P_ij (c_ij + term_j)
     matvec,   // sum_j c_ij w_j
     slope,    // sum_j P_ij dc_ij/dx_i, or sum_j P_ij <left_i, right_j> dc_ij/dx_i; for norms
+    support,  // the entries of small reduced cost c_ij - f_i - g_j in a pool of each row
+    smallest  // the same in one pool
 };
 
 enum class Kind { dot, l1, l2, linf };  // c = -<x, y>, |x - y|_1, |x - y|_2, |x - y|_inf
@@ -31,6 +34,29 @@ struct List {
     std::int64_t columns;  // in sum
 };
 
+template <class T>
+struct Entry {
+    T value;  // the reduced cost
+    std::int32_t row, col;
+};
+
+// Keeps the `most` smallest of the entries that it is given, and some more until it has to choose. `limit` is what an
+// entry must not exceed; it falls as better ones come.
+template <class T>
+struct Pool {
+    T limit;
+    std::int64_t most, count, room;
+    bool ascending;  // entries come by column, so that one that ties with the last comes too late
+    Entry<T>* entries;
+    std::vector<Entry<T>> storage;  // of `entries`
+};
+
+// For a full pool. These two are compiled once, for every machine.
+template <class T>
+void make_room(Pool<T>& pool);
+template <class T>
+T kth_smallest(T* values, std::int64_t count, std::int64_t k);  // k from 1, NaN last; reorders the values
+
 // One problem; every array is dense and row-major.
 template <class T>
 struct Task {
@@ -47,18 +73,19 @@ struct Task {
     const T* left;     // (n, r)
     const T* right;    // (m, r)
     const T* term;     // (m,)
-    const T* epsilon;  // one number; absent for cmin and matvec
+    const T* epsilon;  // one number; absent where there is no P
     T* out;            // (n,), (n, k) for `apply`, (n, d) for `slope`
     T* cost;           // (n,), the second result of `moments`
     std::int64_t* index;
     List list;
+    Pool<T>* pools;  // of each row of the task from its first on, or one for all of `smallest`
 };
 
 // The same over a matrix that is there. Outputs run over i < n, sums over j < m, and
 // c_ij = cost[i * row_step + j * col_step] with one of the steps 1.
 template <class T>
 struct MatrixTask {
-    Op op;  // not matvec
+    Op op;  // not matvec, not slope
     std::int64_t n, m, k;
     const T* cost;
     std::int64_t row_step, col_step;
@@ -69,6 +96,8 @@ struct MatrixTask {
     T* out;     // (n,) or (n, k)
     T* second;  // (n,), the cost of `moments`
     std::int64_t* index;
+    List list;  // for support and smallest
+    Pool<T>* pools;
 };
 
 // One translation unit per instruction set fills one of these per number type.
@@ -115,6 +144,19 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, std::int64_t epsilon_s
 // `count` matrices one after the other, or one that all share.
 template <class T>
 void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, std::int64_t count, int threads,
+                 const Engine<T>& engine);
+
+// What support and smallest find: the former row by row, each row by value where `most` cuts it and else by column, the
+// latter by value. Ties go by row and column.
+template <class T>
+using Found = std::vector<std::vector<Entry<T>>>;
+
+// The entries of reduced cost up to `limit`, at most the `most` smallest of each row, or of all. `blocks` may be absent.
+template <class T>
+Found<T> entries(const Task<T>& whole, const Blocks* blocks, T limit, std::int64_t most, int threads,
+                 const Engine<T>& engine);
+template <class T>
+Found<T> entries(const MatrixTask<T>& whole, const Blocks* blocks, T limit, std::int64_t most, int threads,
                  const Engine<T>& engine);
 
 }  // namespace brenier

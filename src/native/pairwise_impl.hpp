@@ -28,6 +28,7 @@ constexpr int64_t kBlockBytes = 192 * 1024;  // of packed columns; a share of a 
 constexpr int64_t kBlockCols = 2048;         // bounds the length of a sum in T
 constexpr int64_t kStoredCols = 512;         // when P itself is kept: R rows of it fit the first-level cache
 constexpr int64_t kDirect = 4;               // right-hand sides up to here need no second product
+constexpr int64_t kLookTwice = 8;            // coordinates up to which a second look at all columns is cheap
 
 template <class T>
 inline T least(T a, T b) {
@@ -49,11 +50,13 @@ struct Layout {
     int64_t right, values, value_panels;  // offsets of the packed `right` and `vectors`, and panels of the latter
     int64_t size, state;                  // numbers of T packed; doubles of state per row
     int64_t gathered, kept, sums;         // numbers of T of a block gathered from a list, of P, of sums in vectors
+    int64_t origins;                      // the columns that were gathered, where they are asked for
     double scale, unscale;                // costs times `scale` are exponents of two
     double packed_scale;                  // what `pack` multiplies by; a list leaves it to the gathering
 
     explicit Layout(const Task<T>& t) {
-        const bool gibbs = t.op != Op::cmin && t.op != Op::matvec;
+        const bool listing = t.op == Op::support || t.op == Op::smallest;
+        const bool gibbs = t.op != Op::cmin && t.op != Op::matvec && !listing;
         unscale = gibbs ? double(*t.epsilon) * kLn2 : 1.0;
         scale = 1.0 / unscale;
         packed_scale = t.list.starts ? 1.0 : scale;
@@ -72,8 +75,9 @@ struct Layout {
         block = most(block, int64_t(1));
         gathered = t.list.starts ? block * (panel + t.r * PW + value_panels * PW * PW) : 0;
         kept = stored ? 2 * R * block * PW : 0;
+        origins = t.list.starts && (t.op == Op::cmin || listing) ? block * PW : 0;
         sums = t.op == Op::slope ? R * t.d * W : 0;
-        state = t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+        state = t.op == Op::support ? kSeeds * int64_t(sizeof(T)) / 8 : t.op == Op::smallest ? 0 : t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
     }
 };
 
@@ -86,8 +90,7 @@ template <class V>
 int64_t scratch_size(const Task<typename V::scalar>& t, int64_t rows) {
     using L = Layout<V>;
     const L at(t);
-    const int64_t origins = at.gathered && t.op == Op::cmin ? at.block * L::PW : 0;
-    return (round_up(rows, L::R) * at.state + origins) * int64_t(sizeof(double)) +
+    return (round_up(rows, L::R) * at.state + at.origins) * int64_t(sizeof(double)) +
            (at.kept + at.sums + at.gathered) * int64_t(sizeof(typename V::scalar));
 }
 
@@ -384,6 +387,56 @@ struct Product {
     }
 };
 
+// Puts the entries within the limit of their row into its pool.
+template <class V, Kind K>
+struct Within : Use<V, K> {
+    using Base = Use<V, K>;
+    using T = typename Base::T;
+    static constexpr int R = Base::R, C = Base::C, W = Base::W, PW = Base::PW;
+    T shift[R], limit[R];  // -f, and the limit of the pool
+    Pool<T>* pools[R];     // absent for what is no row of the task
+    int64_t row;           // the first
+    int64_t first, columns;  // columns of all blocks before this one, and of all blocks
+    const int64_t* origins;  // of the columns of the block, where they were gathered
+
+    Within() : Base{T(1)} {}
+
+    BRENIER_INLINE void tile(const V (&acc)[R][C], const T* panel, int64_t p) {
+        V reduced[R][C];
+        typename V::mask within{};
+        each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            const V s = V::set1(shift[r]), top = V::set1(limit[r]);
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA {
+                reduced[r][c] = s - this->exponent(acc[r][c], panel, c);
+                const auto hit = at_least(top, reduced[r][c]);
+                within = V::either(within, hit);
+            });
+        });
+        if (!V::any(within)) return;
+        T value[R * PW];
+        each<R>([&](auto r) BRENIER_INLINE_LAMBDA {
+            each<C>([&](auto c) BRENIER_INLINE_LAMBDA { reduced[r][c].store(value + r * PW + c * W); });
+        });
+        put(value, p);
+    }
+
+    BRENIER_NOINLINE void put(const T* value, int64_t p) {
+        for (int r = 0; r < R; ++r) {
+            if (!pools[r]) continue;
+            for (int c = 0; c < C; ++c) {
+                const T* const lane = value + r * PW + c * W;
+                const int64_t place = p * PW + c * W;
+                for (unsigned hits = V::bits(at_least(V::set1(limit[r]), V::load(lane))); hits; hits &= hits - 1) {
+                    const int64_t l = lowest_bit(hits), at = place + l;
+                    if (first + at >= columns) break;
+                    add(*pools[r], lane[l], row + r, origins ? origins[at] : first + at);
+                }
+                limit[r] = pools[r]->limit;
+            }
+        }
+    }
+};
+
 // One task: rows [begin, end) of one problem, and all columns or those of its list.
 template <class V, Kind K, int D>
 struct Runner {
@@ -396,7 +449,7 @@ struct Runner {
     const T* packed;
     int64_t begin, end;
     double* state;     // (rows, at.state)
-    int64_t* origins;  // the columns that were gathered, for cmin
+    int64_t* origins;  // the columns that were gathered
     T* kept;           // (R, columns of a block)
     T* sums;           // (R, d) vectors, for slope
     T* gathered;       // a block of columns from the list
@@ -411,14 +464,21 @@ struct Runner {
     Runner(const Task<T>& t, const T* packed, int64_t begin, int64_t end, void* scratch)
         : task(t), at(t), packed(packed), begin(begin), end(end), state(static_cast<double*>(scratch)),
           origins(reinterpret_cast<int64_t*>(state + round_up(end - begin, R) * at.state)),
-          kept(reinterpret_cast<T*>(origins + (at.gathered && t.op == Op::cmin ? at.block * PW : 0))),
+          kept(reinterpret_cast<T*>(origins + at.origins)),
           sums(kept + at.kept), gathered(sums + at.sums), listed(t.list.begin) {}
 
     // body(first row of the group, its state, first panel, number of panels)
     template <class Body>
     void blocks(Body body) {
-        for (int64_t p = 0; p < at.visited; p += at.block) {
-            const int64_t count = least(at.block, at.visited - p);
+        blocks(at.visited, body);
+    }
+
+    // Of the first panels alone.
+    template <class Body>
+    void blocks(int64_t visited, Body body) {
+        listed = task.list.begin, column = stop = 0;
+        for (int64_t p = 0; p < visited; p += at.block) {
+            const int64_t count = least(at.block, visited - p);
             if (at.gathered) {
                 gather(count);
             } else {
@@ -457,7 +517,7 @@ struct Runner {
                 from = packed + at.values + (v * at.panels * PW + column) * PW;
                 std::copy_n(from, some * PW, to_values + v * value_step + filled * PW);
             }
-            if (task.op == Op::cmin) {
+            if (at.origins) {
                 for (int64_t j = 0; j < some; ++j) origins[filled + j] = column + j;
             }
             column += some, filled += some;
@@ -498,10 +558,10 @@ struct Runner {
     int64_t row(int64_t i, int r) const { return least(i + r, task.n - 1); }
 
     template <class U>
-    BRENIER_INLINE void tiles(int64_t i, int64_t count, U& use) const {
+    BRENIER_INLINE void tiles(int64_t i, int64_t count, U& use, int64_t from = 0) const {
         const T* rows[R];
         for (int r = 0; r < R; ++r) rows[r] = task.rows + row(i, r) * task.d;
-        sweep<V, K, D, U::fold>(rows, task.d, here, at.extra, at.panel, count, use);
+        sweep<V, K, D, U::fold>(rows, task.d, here + from * at.panel, at.extra, at.panel, count, use);
     }
 
     template <class U>
@@ -589,6 +649,53 @@ struct Runner {
             task.out[i] = T(-state[2 * (i - begin)]);
             task.index[i] = int64_t(state[2 * (i - begin) + 1]);
         }
+    }
+
+    void list() {
+        const bool apart = task.op == Op::support;
+        // all columns where that is cheap, and where a block shows that the threshold is not what cuts the rows
+        const bool more = task.d <= kLookTwice && at.visited > at.block;
+        if (apart && lower(least(at.visited, at.block)) && more) lower(at.visited);
+        blocks([&](int64_t i, double*, int64_t p, int64_t count) {
+            Within<V, K> use;
+            use.row = i;
+            use.first = p * PW, use.columns = at.gathered ? task.list.columns : task.m;
+            use.origins = at.origins ? origins : nullptr;
+            for (int r = 0; r < R; ++r) use.pools[r] = i + r < end ? task.pools + (apart ? i + r - begin : 0) : nullptr;
+            for (int r = 0; r < R; ++r) use.shift[r] = -task.f[row(i, r)];
+            for (int r = 0; r < R; ++r) use.limit[r] = use.pools[r] ? use.pools[r]->limit : T(-kInfinity);
+            tiles(i, count, use);
+        });
+    }
+
+    // Lowers the limits before anything is kept: of the minima of more than k sets of entries, the k-th smallest is one
+    // that no more than k - 1 entries need to be below. Few are then kept only to be dropped. Says whether one fell.
+    bool lower(int64_t looked) {
+        const int64_t most = task.pools->most, sets = (4 * most + W - 1) / W;
+        if (most < 1 || sets > looked || sets * W > kSeeds) return false;
+        bool fell = false;
+        const auto seeds = [&](double* s, int r) { return reinterpret_cast<T*>(s + r * at.state); };
+        blocks(looked, [&](int64_t i, double* s, int64_t p, int64_t count) {
+            for (int64_t q = p * sets / looked; q < sets && q * looked / sets < p + count; ++q) {
+                const int64_t start = q * looked / sets, from = p < start ? start : p;
+                const int64_t to = least(p + count, (q + 1) * looked / sets);
+                if (from >= to) continue;
+                Largest<V, K> use(T(1));
+                tiles(i, to - from, use, from - p);
+                for (int r = 0; r < R; ++r) {
+                    T* const seed = seeds(s, r) + q * W;
+                    (from == start ? use.best[r] : max(use.best[r], V::load(seed))).store(seed);
+                }
+            }
+        });
+        for (int64_t i = begin; i < end; ++i) {
+            T* const seed = seeds(state + (i - begin) * at.state, 0);
+            for (int64_t l = 0; l < sets * W; ++l) seed[l] = -task.f[i] - seed[l];
+            T& limit = task.pools[i - begin].limit;
+            const T bound = kth_smallest(seed, sets * W, most);
+            if (bound < limit) limit = bound, fell = true;
+        }
+        return fell;
     }
 
     template <int N>
@@ -725,6 +832,8 @@ struct Runner {
             case Op::moments: return moments();
             case Op::matvec: return matvec();
             case Op::slope: return slope();
+            case Op::support:
+            case Op::smallest: return list();
             case Op::apply:
                 if (at.direct == 1) return apply_direct<1>();
                 if (at.direct == 2) return apply_direct<2>();

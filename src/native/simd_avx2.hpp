@@ -15,6 +15,10 @@ struct F32x8 {
     static F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
+    using mask = __m256i;  // all bits of a lane
+    static mask either(mask a, mask b) { return _mm256_or_si256(a, b); }
+    static unsigned bits(mask a) { return unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(a))); }
+    static bool any(mask a) { return bits(a) != 0; }
 };
 inline F32x8 operator+(F32x8 a, F32x8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32x8 operator-(F32x8 a, F32x8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -29,6 +33,7 @@ inline F32x8 sqrt(F32x8 a) { return {_mm256_sqrt_ps(a.v)}; }
 inline F32x8 where_greater(F32x8 a, F32x8 b, F32x8 yes, F32x8 no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
 }
+inline F32x8::mask at_least(F32x8 a, F32x8 b) { return _mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)); }
 inline float sum(F32x8 a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -50,6 +55,10 @@ struct F64x4 {
     static F64x4 load(const double* p) { return {_mm256_loadu_pd(p)}; }
     static F64x4 set1(double x) { return {_mm256_set1_pd(x)}; }
     void store(double* p) const { _mm256_storeu_pd(p, v); }
+    using mask = __m256i;  // all bits of a lane
+    static mask either(mask a, mask b) { return _mm256_or_si256(a, b); }
+    static unsigned bits(mask a) { return unsigned(_mm256_movemask_pd(_mm256_castsi256_pd(a))); }
+    static bool any(mask a) { return bits(a) != 0; }
 };
 inline F64x4 operator+(F64x4 a, F64x4 b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline F64x4 operator-(F64x4 a, F64x4 b) { return {_mm256_sub_pd(a.v, b.v)}; }
@@ -64,6 +73,7 @@ inline F64x4 sqrt(F64x4 a) { return {_mm256_sqrt_pd(a.v)}; }
 inline F64x4 where_greater(F64x4 a, F64x4 b, F64x4 yes, F64x4 no) {
     return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ))};
 }
+inline F64x4::mask at_least(F64x4 a, F64x4 b) { return _mm256_castpd_si256(_mm256_cmp_pd(a.v, b.v, _CMP_GE_OQ)); }
 inline double sum(F64x4 a) {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));

@@ -55,6 +55,18 @@ struct Plain {
         return a;
     }
     friend Plain where_greater(Plain a, Plain b, Plain yes, Plain no) { return {a.v > b.v ? yes.v : no.v}; }
+    friend mask at_least(Plain a, Plain b) { return a.v >= b.v; }
+    static mask either(mask a, mask b) { return a | b; }
+    static bool any(mask a) {
+        std::uint64_t half[2];
+        std::memcpy(half, &a, sizeof half);
+        return (half[0] | half[1]) != 0;
+    }
+    static unsigned bits(mask a) {
+        unsigned out = 0;
+        for (int i = 0; i < width; ++i) out |= unsigned(a[i] & 1) << i;
+        return out;
+    }
     friend T sum(Plain a) {
         T out = a.v[0];
         for (int i = 1; i < width; ++i) out += a.v[i];
@@ -92,6 +104,11 @@ struct Plain {
     friend Plain abs(Plain a) { return {std::fabs(a.v)}; }
     friend Plain sqrt(Plain a) { return {std::sqrt(a.v)}; }
     friend Plain where_greater(Plain a, Plain b, Plain yes, Plain no) { return a.v > b.v ? yes : no; }
+    using mask = bool;
+    friend mask at_least(Plain a, Plain b) { return a.v >= b.v; }
+    static mask either(mask a, mask b) { return a || b; }
+    static bool any(mask a) { return a; }
+    static unsigned bits(mask a) { return a; }
     friend T sum(Plain a) { return a.v; }
     friend Plain exp2(Plain a) { return {std::exp2(a.v)}; }
 };

@@ -722,6 +722,176 @@ def test_blocks_refuse_nonsense():
             engine.softmin(pairs._replace(blocks=blocks), h, 1.0)
 
 
+# Lists of entries
+
+LISTED = (*KINDS, "matrix", "columns")  # a matrix, row by row or column by column
+
+
+def levels(name):
+    """Every instruction set that this machine has, for the native engine."""
+    if name != "native":
+        yield
+        return
+    from brenier import _native
+
+    before = _native.simd()
+    try:
+        for level in _native.simd_levels():
+            _native.set_simd(level)
+            yield
+    finally:
+        _native.set_simd(before)
+
+
+def listed_problem(kind, n, m, d, dtype, *, whole=False, seed=0):
+    """As `problem`, over a matrix too, and the reduced costs in float64; `whole` numbers have no rounding and ties."""
+    pairs, f, g = problem("l1" if kind in ("matrix", "columns") else kind, n, m, d, dtype, seed=seed)
+    if whole:
+        pairs = pairs_of(pairs.kind, pairs.rows[0].round(), pairs.cols[0].round())
+        f, g = f.round(), g.round()
+    left = wide(pairs, pairs.kind)
+    if kind in ("matrix", "columns"):
+        given = left.to(dtype)
+        given, left = given.mT.contiguous().mT if kind == "columns" else given, given.double()
+        pairs = reference.Pairs((given,), (), lambda rows, cols: rows[0], (n, m), "matrix")
+    return pairs, f, g, left
+
+
+def first_entries(left, there, threshold, most):
+    """Rows and columns that `support` is to give: by value and column where `most` cuts a row, else by column."""
+    values, order = left.masked_fill(~there, torch.nan).sort(dim=-1, stable=True)
+    number = torch.arange(left.shape[1])
+    met = there.sum(-1, keepdim=True)
+    cut = torch.full_like(met, left.shape[1]) if most is None else torch.full_like(met, most)
+    keep = (values <= threshold) & (number < torch.minimum(cut, met))
+    rows, place = keep.nonzero(as_tuple=True)
+    cols = order[rows, place]
+    by_column = (rows * left.shape[1] + cols).argsort()
+    limited = (cut < met).squeeze(-1)[rows]
+    return rows, torch.where(limited, cols, cols[by_column])
+
+
+def pattern(n, m, blocks):
+    """Blocks, or none, and which pairs there are."""
+    if not blocks:
+        return None, torch.ones(n, m, dtype=torch.bool)
+    some, there = blocks_of(n, m, seed=n)
+    row_of = torch.arange(there.shape[0]).repeat_interleave(some.row_starts.diff())
+    col_of = torch.arange(there.shape[1]).repeat_interleave(some.col_starts.diff())
+    return some, there[row_of][:, col_of]
+
+
+@engines
+@dtypes
+@pytest.mark.parametrize("kind", LISTED)
+@pytest.mark.parametrize("blocks", [False, True], ids=["all", "blocks"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 50), (50, 1), (37, 61), (140, 300), (9, 2700)])
+def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
+    """Exactly what is wanted, with ties, columns and rows without mass, at every threshold and number."""
+    pairs, f, g, c = listed_problem(kind, n, m, 2, dtype, whole=True)
+    g[1::4], f[2::5] = -torch.inf, -torch.inf
+    some, there = pattern(n, m, blocks)
+    pairs = pairs._replace(blocks=some)
+    left = c - f.double().unsqueeze(-1) - g.double()
+    at = (left * (1 << 20)).round() / (1 << 20) if kind == "l2" else left  # roots that are equal but for rounding
+    rounding = 8 * unit(dtype) * (10 if kind == "l2" else 0)
+    for _ in levels(name):
+        with engine.use_engine(name):
+            for threshold in (-torch.inf, -1.2, 2.4, torch.inf):
+                for most in {0, 1, 24, max(1, m - 1), m, 3 * m, None} if m < 300 else {2, 24, None}:
+                    rows, cols, reduced = engine.support(pairs, f, g, threshold, most)
+                    expected, order = first_entries(at, there, threshold, most)
+                    assert reduced.dtype == dtype
+                    assert torch.equal(rows, expected)
+                    assert there[rows, cols].all()
+                    assert torch.equal(at[rows, cols], at[expected, order])
+                    torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=rounding)
+                    assert (rows * m + cols).unique().numel() == rows.numel()
+                    if kind != "l2" and (name == "native" or most is None or most >= m):
+                        assert torch.equal(cols, order)
+            values, order = at.masked_fill(~there, torch.nan).flatten().sort(stable=True)
+            for k in {0, 1, 7, n * m // 2, n * m, 2 * n * m}:
+                rows, cols, reduced = engine.smallest(pairs, f, g, k)
+                number = min(k, int(there.sum()))
+                assert torch.equal(at[rows, cols], values[:number])
+                assert (reduced[1:] >= reduced[:-1]).all()
+                torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=rounding)
+                assert (rows * m + cols).unique().numel() == number
+                if kind != "l2" and name == "native":
+                    assert torch.equal(rows * m + cols, order[:number])
+
+
+@engines
+@dtypes
+@pytest.mark.parametrize("kind", LISTED)
+@pytest.mark.parametrize("d", [1, 3, 17])
+def test_lists_of_any_numbers(name, kind, dtype, d):
+    n, m = 21, 5001
+    pairs, f, g, c = listed_problem(kind, n, m, d, dtype)
+    left = c - f.double().unsqueeze(-1) - g.double()
+    x = pairs.rows[0].double()
+    size = float(c.abs().max() + f.abs().max() + g.abs().max()) if pairs.kind == "matrix" else size_of(pairs, f, g)
+    tol = 8 * unit(dtype) * size * math.sqrt(x.shape[-1] if pairs.kind != "matrix" else 1)
+    ordered = left.sort(-1).values
+    for _ in levels(name):
+        with engine.use_engine(name):
+            for most in (1, 24, 700):
+                for threshold in (torch.inf, float(ordered[:, 40].median())):
+                    rows, cols, reduced = engine.support(pairs, f, g, threshold, most)
+                    torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=tol)
+                    counts = rows.bincount(minlength=n)
+                    for slack, bound in ((-tol, counts.__ge__), (tol, counts.__le__)):
+                        assert bound((left <= threshold + slack).sum(-1).clamp(max=most)).all()
+                    place = torch.arange(rows.numel()) - (counts.cumsum(0) - counts)[rows]
+                    torch.testing.assert_close(reduced.double(), ordered[rows, place], rtol=0, atol=tol)
+            for k in (1, 1000, 20_000):
+                rows, cols, reduced = engine.smallest(pairs, f, g, k)
+                torch.testing.assert_close(reduced.double(), left[rows, cols], rtol=0, atol=tol)
+                torch.testing.assert_close(reduced.double(), left.flatten().sort().values[:k], rtol=0, atol=tol)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["dot", "l2", "matrix", "columns"])
+@pytest.mark.parametrize("blocks", [False, True], ids=["all", "blocks"])
+def test_threads_change_no_list(kind, blocks):
+    pairs, f, g, _ = listed_problem(kind, 1003, 1500, 3, torch.float32, whole=True)
+    pairs = pairs._replace(blocks=pattern(1003, 1500, blocks)[0])
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            with engine.use_engine("native"):
+                results.append((*engine.support(pairs, f, g, 2.4, 9), *engine.smallest(pairs, f, g, 20_000)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@needs_native
+def test_lists_with_gradients_are_the_reference_s():
+    pairs, f, g, _ = listed_problem("dot", 6, 7, 3, torch.float64)
+    for reduced in (lambda: engine.support(pairs, f, g, 1.0, 3)[2], lambda: engine.smallest(pairs, f, g, 5)[2]):
+        f.requires_grad_(False)
+        plain = reduced()
+        f.requires_grad_()
+        torch.testing.assert_close(reduced(), plain)
+        assert torch.autograd.grad(reduced().sum(), f)[0].sum() == -plain.numel()
+        with engine.use_engine("native"), pytest.raises(RuntimeError, match="with gradients"):
+            reduced()
+
+
+@needs_native
+def test_lists_refuse_nonsense():
+    pairs, f, g, _ = listed_problem("dot", 6, 7, 3, torch.float64)
+    with engine.use_engine("native"):
+        with pytest.raises(InvalidInput, match="at least 0"):
+            engine.smallest(pairs, f, g, -1)
+        with pytest.raises(ValueError, match="expected f"):
+            engine.support(pairs, g, g, 1.0, None)
+
+
 # The choice
 
 

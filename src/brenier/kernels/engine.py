@@ -3,6 +3,7 @@
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
 was built. Where a gradient is wanted it serves all kinds but for `matvec` and, of norms, `row_moments`. It takes
 `Pairs.blocks` too, in tensors without batch axes. The kind "matrix" has kernels of its own, without gradients.
+`support` and `smallest` are native without gradients, for a matrix with blocks too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import matrix, native, reference
-from .reference import Blocks, Pairs, memory_budget, smallest, support
+from .reference import Blocks, Pairs, memory_budget
 
 __all__ = [
     "Blocks",
@@ -87,9 +88,11 @@ def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
     return serves
 
 
-def _given(pairs: Pairs, *others: Tensor) -> bool:
-    """Whether the native engine takes this call over a cost matrix that is there."""
-    if pairs.kind != "matrix" or pairs.blocks is not None or _chosen() == "reference" or not native.available():
+def _given(pairs: Pairs, *others: Tensor, blocks: bool = False) -> bool:
+    """Whether the native engine takes this call over a cost matrix that is there. `blocks`: some of its entries too."""
+    if pairs.kind != "matrix" or _chosen() == "reference" or not native.available():
+        return False
+    if pairs.blocks is not None and not blocks:
         return False
     cost = pairs.rows[0]
     return (
@@ -204,3 +207,33 @@ def matvec(pairs: Pairs, v: Tensor) -> Tensor:
     if not _native(pairs, v, grad=False):
         return reference.matvec(pairs, v)
     return native.matvec(pairs.rows[0], pairs.cols[0], v, *_how(pairs))
+
+
+def _entries(
+    pairs: Pairs, f: Tensor, g: Tensor, most: int | None, limit: float = torch.inf, *, whole: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What the native engine lists, or None where the reference serves."""
+    if torch.compiler.is_compiling():
+        return None
+    packed = None if pairs.blocks is None else pairs.blocks.packed
+    most = pairs.shape[1] if most is None else most
+    if _given(pairs, f, g, blocks=True):
+        return matrix.listed(pairs.rows[0], f, g, most, limit, whole=whole, blocks=packed)
+    if not _native(pairs, f, g, grad=False):
+        return None
+    tensors = pairs.rows[0].contiguous(), pairs.cols[0].contiguous(), f.contiguous(), g.contiguous()
+    return native.listed(pairs.kind, tensors, pairs.shape, most, limit, whole=whole, blocks=packed)
+
+
+def support(
+    pairs: Pairs, f: Tensor, g: Tensor, threshold: float, max_per_row: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.support`."""
+    found = _entries(pairs, f, g, max_per_row, threshold)
+    return reference.support(pairs, f, g, threshold, max_per_row) if found is None else found
+
+
+def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.smallest`."""
+    found = _entries(pairs, f, g, k, whole=True)
+    return reference.smallest(pairs, f, g, k) if found is None else found

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import native
 from .build import native as _native
 
-__all__ = ["apply", "cmin", "row_moments", "softmin"]
+__all__ = ["apply", "cmin", "listed", "row_moments", "softmin"]
 
 _SOFTMIN, _CMIN, _APPLY, _MOMENTS = range(4)
 
@@ -79,3 +80,13 @@ def row_moments(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, col_term: T
         batch = mass.shape[:-1]
         total = total + apply(cost, f, g, epsilon, col_term.expand(*batch, -1).unsqueeze(-1)).squeeze(-1)
     return mass, total
+
+
+def listed(
+    cost: Tensor, f: Tensor, g: Tensor, most: int, limit: float, *, whole: bool, blocks: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `native.listed`; the cost has no batch axes."""
+    n, m = cost.shape
+    lying, across, _ = _laid_out(cost)
+    tensors = lying, None, f.contiguous(), g.contiguous()
+    return native.listed(None, tensors, (n, m), most, limit, whole=whole, across=across, blocks=blocks)

@@ -13,6 +13,8 @@ A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-prod
 | `brenier::row_moments` | sum_j P_ij and sum_j P_ij (c_ij + t_j) | none: `engine.row_moments` writes it with `apply` |
 | `brenier::matvec` | sum_j c_ij v_j | none: for "dot" it is two small products |
 
+`listed` gives the entries of small reduced cost, `support` and `smallest`; it is no operator, as it has no derivatives.
+
 The gradient of one operator is made of others: no n x m memory in any pass. Further derivatives for norms are those of
 the reference.
 
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import refuse
 from . import reference
 from .build import native as _native
 
@@ -122,6 +125,51 @@ def _run(
         if second is not None:
             second.zero_()
     return (out,) if second is None else (out, second)
+
+
+def listed(
+    kind: str | None,  # None: over a matrix, (n, m), or (m, n) if `across`
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor],  # rows or the matrix, columns, f, g: contiguous
+    shape: tuple[int, int],
+    most: int,
+    limit: float = torch.inf,
+    *,
+    whole: bool = False,
+    across: bool = False,
+    blocks: _Blocks = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, columns and values of the entries c_ij - f_i - g_j <= limit.
+
+    Args:
+        most: only so many smallest of each row, or of all if `whole`, which then are ascending.
+
+    Returns:
+        As `reference.support`, or `reference.smallest`; ties by row and column. O(n m d) time, O(n + m) memory
+        and that of the result, up to twice.
+    """
+    rows, cols, f, g = tensors
+    if most < 0:
+        refuse("the number of entries", "at least 0", str(most))
+    n, m = shape
+    expected = [("f", f, (n,)), ("g", g, (m,)), ("rows", rows, (m, n) if across else (n, rows.shape[-1]))]
+    if cols is not None:
+        expected.append(("cols", cols, (m, rows.shape[-1])))
+    for name, t, wanted in expected:
+        if t.dtype != rows.dtype or not t.is_cpu or t.shape != wanted:
+            raise ValueError(
+                f"native kernels: expected {name} {wanted} of {rows.dtype}, got {tuple(t.shape)}, {t.dtype}"
+            )
+    limit = float(torch.tensor(limit, dtype=torch.float64).to(rows.dtype))  # what a comparison with a tensor does
+    given = (*tensors, blocks)
+    sizes = [n, m, rows.shape[-1], most, 0 if blocks is None else blocks.numel()]
+    addresses = [0 if t is None else t.data_ptr() for t in given]
+    assert _native is not None
+    number, double = -1 if kind is None else KINDS.index(kind), rows.dtype == torch.float64
+    found = _native.entries(whole, number, across, double, sizes, addresses, limit, torch.get_num_threads())
+    i, j = (torch.empty(found.count, dtype=torch.int64) for _ in range(2))
+    values = torch.empty(found.count, dtype=rows.dtype)
+    found.take(i.data_ptr(), j.data_ptr(), values.data_ptr())
+    return i, j, values
 
 
 # The operators. `Library.define` rather than `custom_op`: a call costs a third, which counts for small problems.

@@ -376,7 +376,8 @@ def support(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows, columns and values of the entries with c_ij - f_i - g_j <= threshold (no batch).
 
-    With `max_per_row`, only the smallest so many of each row. Sorted by row.
+    With `max_per_row`, only the smallest so many of each row, any of those that tie. Sorted by row; a row ascends in
+    its values where `max_per_row` is less than the columns that it meets, else in its columns.
     """
     if pairs.blocks is not None:
         found = []
