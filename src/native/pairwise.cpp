@@ -61,7 +61,9 @@ Items cut(int64_t n, int64_t m, const Blocks* blocks, int64_t tile, int threads)
         List& list = lists[r];
         if (blocks) {
             list = {blocks->col_starts, blocks->listed + blocks->indptr[r], blocks->listed + blocks->indptr[r + 1], 0};
-            for (const int64_t* c = list.begin; c != list.end; ++c) list.columns += list.starts[*c + 1] - list.starts[*c];
+            for (const int64_t* c = list.begin; c != list.end; ++c) {
+                list.columns += list.starts[*c + 1] - list.starts[*c];
+            }
         }
         pairs += list.columns * (starts[r + 1] - starts[r]);
     }
@@ -72,7 +74,9 @@ Items cut(int64_t n, int64_t m, const Blocks* blocks, int64_t tile, int threads)
         const int64_t wanted =
             threads == 1 ? kRows : std::min(kRows, share / std::max<int64_t>(1, lists[r].columns) + 1);
         const int64_t rows = (wanted + tile - 1) / tile * tile, stop = starts[r + 1];
-        for (int64_t i = starts[r]; i < stop; i += rows) out.items.push_back({r, i, std::min(stop, i + rows), lists[r]});
+        for (int64_t i = starts[r]; i < stop; i += rows) {
+            out.items.push_back({r, i, std::min(stop, i + rows), lists[r]});
+        }
     }
     return out;
 }
@@ -100,7 +104,8 @@ void keep_the_smallest(Pool<T>& pool) {
     pool.count = pool.most;
     const T last = pool.entries[pool.most - 1].value;
     // what ties with the last and comes later is not smaller
-    pool.limit = std::min(pool.limit, pool.ascending ? std::nextafter(last, -std::numeric_limits<T>::infinity()) : last);
+    const T limit = pool.ascending ? std::nextafter(last, -std::numeric_limits<T>::infinity()) : last;
+    pool.limit = std::min(pool.limit, limit);
 }
 
 // `run(thread, item, pools)` offers entries to pools of the rows, or to one.
@@ -146,7 +151,8 @@ Found<T> gather(const Items& cut, bool apart, T limit, int64_t most, Run run) {
 template <class Task>
 void check_sizes(const Task& task) {
     constexpr int64_t most = std::numeric_limits<std::int32_t>::max();
-    if (task.n > most || task.m > most) throw std::invalid_argument("pairwise: expected fewer than 2^31 rows and columns");
+    if (task.n <= most && task.m <= most) return;
+    throw std::invalid_argument("entries: expected fewer than 2^31 rows and columns");
 }
 
 }  // namespace
@@ -159,11 +165,29 @@ void make_room(Pool<T>& pool) {
     pool.entries = pool.storage.data();
 }
 
+// By halving an interval: selection by swaps would wait for a branch at every value.
 template <class T>
 T kth_smallest(T* values, int64_t count, int64_t k) {
-    std::replace_if(values, values + count, [](T x) { return x != x; }, std::numeric_limits<T>::infinity());
-    std::nth_element(values, values + k - 1, values + count);
-    return values[k - 1];
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    const auto up_to = [&](T x) {
+        std::int32_t out = 0;
+        for (int64_t i = 0; i < count; ++i) out += values[i] <= x;
+        return out;
+    };
+    T low = infinity, high = -infinity;
+    for (int64_t i = 0; i < count; ++i) {
+        const bool finite = std::abs(values[i]) < infinity;
+        low = finite && values[i] < low ? values[i] : low;
+        high = finite && values[i] > high ? values[i] : high;
+    }
+    if (!(up_to(high) >= k)) return infinity;
+    for (int turn = 0; turn < 12; ++turn) {
+        const T middle = low / 2 + high / 2;
+        const std::int32_t below = up_to(middle);
+        (below >= k ? high : low) = middle;
+        if (below == k) break;
+    }
+    return high;
 }
 
 template <class T>

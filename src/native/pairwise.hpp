@@ -55,7 +55,7 @@ struct Pool {
 template <class T>
 void make_room(Pool<T>& pool);
 template <class T>
-T kth_smallest(T* values, std::int64_t count, std::int64_t k);  // k from 1, NaN last; reorders the values
+T kth_smallest(T* values, std::int64_t count, std::int64_t k);  // or a little more; k from 1, NaN last
 
 // One problem; every array is dense and row-major.
 template <class T>

@@ -77,7 +77,8 @@ struct Layout {
         kept = stored ? 2 * R * block * PW : 0;
         origins = t.list.starts && (t.op == Op::cmin || listing) ? block * PW : 0;
         sums = t.op == Op::slope ? R * t.d * W : 0;
-        state = t.op == Op::support ? kSeeds * int64_t(sizeof(T)) / 8 : t.op == Op::smallest ? 0 : t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+        state = t.op == Op::slope ? t.d : t.op == Op::apply ? (stored ? value_panels * PW : direct) : t.op == Op::matvec ? 1 : 2;
+        if (listing) state = t.op == Op::support ? kSeeds * int64_t(sizeof(T) / 4) / 2 : 0;
     }
 };
 
