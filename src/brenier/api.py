@@ -37,10 +37,8 @@ from .solvers.entropic.hybrid import takes_newton
 
 __all__ = ["solve"]
 
-# Pairs up to which sparse Newton may take over from Sinkhorn, and pairs from which a loose gap beats an exact solve.
+# Pairs up to which sparse Newton may take over from Sinkhorn.
 _NEWTON_LIMIT = 10_000**2
-_QUICK_EXACT = 30_000**2
-_LOOSE = 1e-3
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
@@ -98,8 +96,8 @@ def solve(
             "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
             iterations, and sparse Newton from there on; "multiscale" is for many points of few dimensions.
         tol: marginal error relative to the mass; solvers of regularised problems only.
-        gap: certified relative gap to the unregularised optimum to stop at, without epsilon: `gap=1e-2` may return an
-            entropic plan where an exact one would take longer.
+        gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
+            clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
         max_iter: iteration limit (pivots for the network simplex).
         adjoint: which gradients the solution carries: `Envelope()` those of the value, `Implicit()` those of plan,
             potentials and map as well, `Unrolled(k)` those of k iterations of Sinkhorn.
@@ -224,8 +222,6 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
-    if gap is not None and gap >= _LOOSE and n * m > _QUICK_EXACT and not problem.batch_shape:
-        return Annealing(), f"a gap of {gap:g} is quicker than an exact plan of {n} x {m}"
     exact = NetworkSimplex()
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"

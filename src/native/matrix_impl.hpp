@@ -27,7 +27,7 @@ BRENIER_INLINE void add(Pool<T>& pool, T value, std::int64_t row, std::int64_t c
 
 constexpr std::int64_t kSeeds = 1024;  // minima of sets of entries, which bound the k-th smallest
 constexpr double kLogOf2 = 0.693147180559945309417232121458;
-constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 template <class V>
 struct MatrixRunner {
@@ -79,7 +79,7 @@ struct MatrixRunner {
     void row_softmin(std::int64_t i) const {
         const T* row = task.cost + i * task.row_step;
         const V s = V::set1(T(scale));
-        double shift = -kInf, sum = 0;
+        double shift = -kInfinite, sum = 0;
         for (std::int64_t j = 0; j < task.m; j += kAlong) {
             const std::int64_t end = j + kAlong < task.m ? j + kAlong : task.m;
             V best[4] = {V::set1(lowest), V::set1(lowest), V::set1(lowest), V::set1(lowest)};
@@ -89,7 +89,7 @@ struct MatrixRunner {
                 turn = (turn + 1) & 3;
             });
             const double top = double(greatest(max(max(best[0], best[1]), max(best[2], best[3]))) * T(scale));
-            if (top == -kInf) continue;
+            if (top == -kInfinite) continue;
             if (top > shift) {
                 sum = sum > 0 ? sum * std::exp2(shift - top) : 0;
                 shift = top;
@@ -118,7 +118,7 @@ struct MatrixRunner {
         T value[W], where[W];
         best.store(value);
         at.store(where);
-        double top = -kInf, column = 0;
+        double top = -kInfinite, column = 0;
         for (int l = 0; l < W; ++l) {
             const double j = double(where[l]) * W + l;
             if (value[l] > top || (value[l] == top && j < column)) top = value[l], column = j;
@@ -269,7 +269,7 @@ struct MatrixRunner {
     void column_softmin(std::int64_t i, T* buffer) const {
         const V s = V::set1(T(scale));
         double shift[L * W], sum[L * W] = {};
-        for (double& x : shift) x = -kInf;
+        for (double& x : shift) x = -kInfinite;
         for (std::int64_t j = 0; j < task.m; j += kAcross) {
             const std::int64_t end = j + kAcross < task.m ? j + kAcross : task.m;
             V best[L], at[L], parts[L];
@@ -282,7 +282,7 @@ struct MatrixRunner {
                     sum[l] = sum[l] > 0 ? sum[l] * std::exp2(shift[l] - double(top[l])) : 0;
                     shift[l] = double(top[l]);
                 }
-                top[l] = shift[l] > -kInf ? T(shift[l]) : T(0);
+                top[l] = shift[l] > -kInfinite ? T(shift[l]) : T(0);
             }
             for (int l = 0; l < L; ++l) at[l] = V::load(top + l * W), parts[l] = V::set1(0);
             across(i, j, end, buffer, [&](int l, V c, std::int64_t t) {
@@ -299,7 +299,7 @@ struct MatrixRunner {
 
     void column_cmin(std::int64_t i, T* buffer) const {
         double value[L * W], where[L * W] = {};
-        for (double& x : value) x = -kInf;
+        for (double& x : value) x = -kInfinite;
         for (std::int64_t j = 0; j < task.m; j += kAcross) {
             const std::int64_t end = j + kAcross < task.m ? j + kAcross : task.m;
             V best[L], at[L];
