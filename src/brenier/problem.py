@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._inputs import float_tensor, is_real
 from .errors import InvalidInput, refuse
-from .geometry import Geometry
+from .geometry import Geometry, Ragged
 from .marginals import ROUNDING, Exact, Marginal, Side
 from .regularizers import Regularizer
 
@@ -93,6 +93,8 @@ class Problem:
             refuse("marginals", "a Marginal such as Exact() or KL(rho), or a pair of them", repr(marginals))
         if reference not in ("product", "counting"):
             refuse("reference", "'product' or 'counting'", repr(reference))
+        if reference == "counting" and isinstance(geometry, Ragged):
+            refuse("reference", "'product' for a Ragged geometry", repr(reference), "Its padding would count.")
         pair = (pair[0].map(lambda t: t.to(a)), pair[1].map(lambda t: t.to(b)))
         if isinstance(pair[0], Exact) and isinstance(pair[1], Exact):
             b = _equal_masses(a, b)

@@ -254,3 +254,9 @@ def test_costs_of_every_kind() -> None:
             one = PointCloud(x[k], y[k], cost.given(2))
             got = geometry.softmin(torch.zeros(2, 4, dtype=one.dtype), 1.0)[k, : len(x[k])]
             torch.testing.assert_close(got, one.softmin(torch.zeros(len(y[k]), dtype=one.dtype), 1.0))
+
+
+def test_padding_has_no_counting_measure() -> None:
+    geometry = brenier.Ragged.from_list([torch.zeros(2, 1), torch.zeros(3, 1)], [torch.ones(2, 1), torch.ones(1, 1)])
+    with pytest.raises(brenier.InvalidInput, match="reference: expected 'product' for a Ragged geometry"):
+        brenier.solve(geometry, epsilon=0.1, reference="counting")
