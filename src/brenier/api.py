@@ -37,7 +37,7 @@ from .solvers.entropic.hybrid import takes_newton
 
 __all__ = ["solve"]
 
-# Pairs up to which sparse Newton may take over from Sinkhorn.
+# Pairs up to which sparse Newton may take over from Sinkhorn, and beyond which clusters of points pay off.
 _NEWTON_LIMIT = 10_000**2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
@@ -94,7 +94,8 @@ def solve(
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "multiscale", "sns", "newton", "network-simplex", "monotone",
             "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
-            iterations, and sparse Newton from there on; "multiscale" is for many points of few dimensions.
+            iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to three dimensions it is
+            "multiscale".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -216,6 +217,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
     if problem.epsilon is not None:
         if takes_newton(problem) and n * m <= _NEWTON_LIMIT:
             return SinkhornNewton(), "an epsilon was given"
+        if n * m > _NEWTON_LIMIT and _clusters(problem):
+            return Multiscale(), f"an epsilon was given, and {n} x {m} pairs of points in few dimensions"
         return Sinkhorn(), "an epsilon was given"
     if not problem.balanced:
         refuse("epsilon", "a value for soft marginals", "None", "Give epsilon=Relative(0.01), say.")
@@ -226,6 +229,18 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"
     return exact, f"exact, and the {n} x {m} cost matrix fits in memory"
+
+
+def _clusters(problem: Problem) -> bool:
+    """Whether the multiscale solver takes this problem, and is expected to gain."""
+    geometry = problem.geometry
+    if not isinstance(geometry, PointCloud) or geometry.x.shape[-1] > 3:
+        return False
+    try:
+        Multiscale().check(problem)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:

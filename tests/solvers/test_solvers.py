@@ -11,7 +11,18 @@ import torch
 from scipy.spatial.distance import cdist
 
 import brenier
-from brenier import KL, CostMatrix, NotConverged, NotConvergedWarning, PerformanceWarning, PointCloud, Solution, Status
+from brenier import (
+    KL,
+    TV,
+    CostMatrix,
+    NotConverged,
+    NotConvergedWarning,
+    PerformanceWarning,
+    PointCloud,
+    Solution,
+    Status,
+    api,
+)
 from brenier.kernels import build
 from brenier.solvers import Fixed, Halving, Monotone, NetworkSimplex, Sinkhorn
 from problems import array, assert_close, check_encloses, check_feasible, cloud, entropic, entropic_value, weights
@@ -108,6 +119,22 @@ def test_progress_writes_nothing_but_the_bar(capsys: pytest.CaptureFixture[str])
     assert_close(with_bar.value, brenier.solve(X, Y, epsilon=0.5).value, 1e-12)
     brenier.solve(X, Y, epsilon=0.5)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_choice_for_large_clouds() -> None:
+    def chosen(d: int, cost: str = "sqeuclidean", **more: Any) -> str:
+        x = torch.zeros(11_000, d)
+        problem = brenier.Problem.make(PointCloud(x, x + 1, cost), epsilon=1.0, **more)
+        return api._choose("auto", problem, None)[0].name
+
+    assert chosen(3) == chosen(2, "euclidean") == chosen(1, marginals=KL(1.0)) == "multiscale"
+    assert (
+        chosen(4)
+        == chosen(3, "cosine")
+        == chosen(2, reference="counting")
+        == chosen(2, marginals=TV(1.0))
+        == "sinkhorn"
+    )
 
 
 def test_the_choice_of_solver_and_its_reason() -> None:
