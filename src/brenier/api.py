@@ -39,6 +39,7 @@ __all__ = ["solve"]
 
 # Pairs up to which sparse Newton may take over from Sinkhorn, and beyond which clusters of points pay off.
 _NEWTON_LIMIT = 10_000**2
+_SMALL = 0.01  # epsilon over the mean cost up to which they do
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
@@ -94,8 +95,8 @@ def solve(
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "multiscale", "sns", "newton", "network-simplex", "monotone",
             "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
-            iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to three dimensions it is
-            "multiscale".
+            iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to three dimensions, at
+            an epsilon up to a hundredth of the mean cost, it is "multiscale".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -232,7 +233,7 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
 
 
 def _clusters(problem: Problem) -> bool:
-    """Whether the multiscale solver takes this problem, and is expected to gain."""
+    """Whether the multiscale solver takes this problem, and its list of pairs of clusters will be short."""
     geometry = problem.geometry
     if not isinstance(geometry, PointCloud) or geometry.x.shape[-1] > 3:
         return False
@@ -240,7 +241,9 @@ def _clusters(problem: Problem) -> bool:
         Multiscale().check(problem)
     except InvalidInput:
         return False
-    return True
+    some = (torch.arange(0, size, -(-size // 1000), device=geometry.device) for size in problem.shape)
+    assert problem.epsilon is not None
+    return bool(problem.epsilon <= _SMALL * geometry.detach().part(*some).mean_cost())
 
 
 def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:
