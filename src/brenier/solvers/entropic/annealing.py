@@ -47,8 +47,8 @@ class Annealing(Solver[AnnealingState]):
     unregularised one. One iteration of Sinkhorn at each level down to an epsilon where the gap may be in reach; from
     there on each level is solved, by Sinkhorn or by sparse Newton where that forecasts too many iterations, to marginal
     errors that cost a small share of the gap, and certified. The next epsilon follows from the gap that was found.
-    O(n + m) memory. The gap falls in proportion to epsilon, and the iterations grow with its inverse: where only the gap
-    matters, the lazy `NetworkSimplex` is faster.
+    O(n + m) memory. The gap falls in proportion to epsilon, and the iterations grow with its inverse: where only the
+    gap matters, the lazy `NetworkSimplex` is faster.
 
     Args:
         gap: relative gap to stop at, (primal - dual) / |primal|.
