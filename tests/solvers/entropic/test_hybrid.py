@@ -55,13 +55,16 @@ def test_the_default_knows_its_limits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_hopeless_items_of_a_batch_go_to_newton(dtype: torch.dtype) -> None:
-    """Near-permutations at small epsilon: Sinkhorn alone is nowhere near after its limit."""
+    """Near-permutations at small epsilon: Sinkhorn alone needs several times the iterations."""
     x, y = cloud(30, 2, 1, 6, dtype=dtype), cloud(30, 2, 2, 6, dtype=dtype)
     x[0] /= 10  # an easy one among them
     y[0] /= 10
     together = brenier.solve(x, y, epsilon=0.1, tol=1e-4)
     assert together.status.ok
-    assert together.stats["n_iter"] < 500
+    assert together.stats["n_newton"] > 0
+    assert together.stats["n_iter"] < 150
+    with pytest.warns(brenier.NotConvergedWarning):
+        brenier.solve(x, y, epsilon=0.1, tol=1e-4, solver="sinkhorn", max_iter=300)
     for k in range(6):
         alone = brenier.solve(x[k], y[k], epsilon=0.1, tol=1e-4)
         assert float(together.value[k]) == pytest.approx(float(alone.value), rel=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class HybridState(NamedTuple):
     steps: int  # of Sinkhorn at the problem's epsilon
     mark: Tensor  # (*batch,) its error when the running window began
     tried: Tensor  # (*batch,) items of a batch that Newton's method has had
+    newton_steps: int = 0  # that it took for these
 
     @property
     def f(self) -> Tensor:
@@ -142,20 +144,21 @@ class SinkhornNewton(Solver[HybridState]):
         """Newton's method for some items of a batch, to its end."""
         sinkhorn = state.sinkhorn
         f, g, error, ended = (t.clone() for t in (sinkhorn.f, sinkhorn.g, sinkhorn.error, sinkhorn.closing))
-        items = unbatched(problem)
-        for at in slow.nonzero():
-            index = tuple(at.tolist())
-            item = items[int(torch.arange(slow.numel()).reshape(slow.shape)[index])]
+        total = state.newton_steps
+        for index, item in zip(np.ndindex(*slow.shape), unbatched(problem)):
+            if not slow[index]:
+                continue
             newton = replace(self._second(item), f=f[index], g=g[index])
             current, steps = newton.init(item), 0
             while newton.terminate(item, current) is None and steps < _MOST_STEPS:
                 current, steps = newton.step(item, current), steps + 1
+            outcome = newton.finish(item, current)
+            total += outcome.stats["n_newton"]
             if newton.error(current) < error[index]:
-                outcome = newton.finish(item, current)
                 f[index], g[index] = outcome.f.to(f), outcome.g.to(g)
                 error[index], ended[index] = newton.error(current), True
         after = sinkhorn._replace(f=f, g=g, error=error, tight=sinkhorn.tight | ended, closing=ended)
-        return state._replace(sinkhorn=after, mark=error, tried=state.tried | slow)
+        return state._replace(sinkhorn=after, mark=error, tried=state.tried | slow, newton_steps=total)
 
     def done(self, problem: Problem, state: HybridState) -> Tensor | None:
         return None if state.newton is not None else self._first(problem).done(problem, state.sinkhorn)
@@ -176,6 +179,6 @@ class SinkhornNewton(Solver[HybridState]):
     def finish(self, problem: Problem, state: HybridState) -> Outcome:
         if state.newton is None:
             outcome = self._first(problem).finish(problem, state.sinkhorn)
-            return outcome._replace(stats={**outcome.stats, "n_newton": 0})
+            return outcome._replace(stats={**outcome.stats, "n_newton": state.newton_steps})
         outcome = self._second(problem).finish(problem, state.newton)
         return outcome._replace(stats={**outcome.stats, "n_sinkhorn": state.steps + outcome.stats["n_sinkhorn"]})
