@@ -1,17 +1,18 @@
-"""Over-relaxation: a part that is handed to Sinkhorn."""
+"""Over-relaxation and Anderson mixing: parts that are handed to Sinkhorn."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..._inputs import is_count, is_real
 from ...errors import refuse
 
-__all__ = ["OverRelaxation", "Plain", "Relaxation", "RelaxationState"]
+__all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState"]
 
 
 class RelaxationState(NamedTuple):
@@ -23,32 +24,62 @@ class RelaxationState(NamedTuple):
     steps: int
 
 
-class Relaxation(ABC):
-    """Tells how far beyond the plain update to go: f <- f + omega (update - f)."""
+class AndersonState(NamedTuple):
+    """The last iterates of each problem, as differences, and what the safeguard has to know."""
+
+    omega: Tensor  # (*batch,) ones: the updates themselves are plain
+    image: Tensor  # (*batch, n) of the last iterate under one iteration
+    residual: Tensor  # (*batch, n) that image minus the iterate
+    d_images: Tensor  # (*batch, depth, n) from one iterate to the next, the last one at the end; zero where cleared
+    d_residuals: Tensor  # likewise
+    known: Tensor  # (*batch,) whether there is a last iterate
+    best: Tensor  # (*batch,) the smallest error so far
+    refuge: Tensor  # (*batch, n) the image of the iterate that had it
+    mark: Tensor  # (*batch,) the smallest error when the running window began
+    age: Tensor  # (*batch,) iterations in this window
+    rest: Tensor  # (*batch,) plain iterations still to go
+    pause: Tensor  # (*batch,) how many it will be the next time
+
+
+State = TypeVar("State", RelaxationState, AndersonState)
+
+
+class Relaxation(ABC, Generic[State]):
+    """Tells where to go from the plain update of a potential."""
 
     @abstractmethod
-    def init(self, like: Tensor) -> RelaxationState:
-        """The state before the first step; `like` has one entry a problem."""
+    def init(self, f: Tensor) -> State:
+        """The state before the first step, from f (*batch, n)."""
 
     @abstractmethod
-    def next(self, state: RelaxationState, error: Tensor) -> RelaxationState:
-        """The state after a step whose error was seen (inf while epsilon still moves)."""
+    def next(self, state: State, error: Tensor) -> State:
+        """The state after a step whose error was seen (inf while epsilon still moves).
+
+        Its omega, (*batch,), is how far both potentials go beyond their updates: f <- f + omega (update - f).
+        """
+
+    def mixed(self, state: State, old: Tensor, new: Tensor, weights: Tensor, error: Tensor) -> tuple[Tensor, State]:
+        """The f to go on with, from the last one (*batch, n), its image under an iteration, and masses to measure by.
+
+        g is then the best one for this f.
+        """
+        return new, state
 
 
 @dataclass(frozen=True)
-class Plain(Relaxation):
+class Plain(Relaxation[RelaxationState]):
     """No relaxation: omega = 1."""
 
-    def init(self, like: Tensor) -> RelaxationState:
-        one = torch.ones_like(like)
-        return RelaxationState(one, one, torch.full_like(like, torch.inf), 0)
+    def init(self, f: Tensor) -> RelaxationState:
+        one = torch.ones_like(f[..., 0])
+        return RelaxationState(one, one, torch.full_like(one, torch.inf), 0)
 
     def next(self, state: RelaxationState, error: Tensor) -> RelaxationState:
         return state
 
 
 @dataclass(frozen=True)
-class OverRelaxation(Relaxation):
+class OverRelaxation(Relaxation[RelaxationState]):
     r"""Successive over-relaxation with the factor taken from the observed rate of convergence.
 
     Near the solution Sinkhorn contracts by a factor eta an iteration and the relaxed iteration is linear too, so
@@ -75,9 +106,9 @@ class OverRelaxation(Relaxation):
         if not 1 <= self.ceiling < 2:
             refuse("OverRelaxation ceiling", "a number in [1, 2)", repr(self.ceiling))
 
-    def init(self, like: Tensor) -> RelaxationState:
-        one = torch.ones_like(like)
-        return RelaxationState(one, self.ceiling * one, torch.full_like(like, torch.inf), 0)
+    def init(self, f: Tensor) -> RelaxationState:
+        one = torch.ones_like(f[..., 0])
+        return RelaxationState(one, self.ceiling * one, torch.full_like(one, torch.inf), 0)
 
     def next(self, state: RelaxationState, error: Tensor) -> RelaxationState:
         if not bool(torch.isfinite(error).all()):  # epsilon still moves
@@ -103,3 +134,100 @@ class OverRelaxation(Relaxation):
         omega = torch.where(grew, torch.ones_like(omega), omega)
         changed = bool((omega != state.omega).any())
         return RelaxationState(omega, ceiling, error, 0 if changed else self.window)
+
+
+_WINDOW = 20  # iterations in which mixing must pay
+_PROGRESS = 0.9  # of the smallest error, in a window
+_PAUSE = 10  # plain iterations after the first window that did not
+_RIDGE = 1e-10  # of the largest square of a difference
+
+
+@dataclass(frozen=True)
+class Anderson(Relaxation[AndersonState]):
+    r"""Anderson mixing of the potential f: the combination of the last images whose residual is smallest.
+
+    One iteration maps f to T f, with residual r = T f - f. From the differences dF, dR of the last `depth` images and
+    residuals,
+
+        f <- T f - gamma dF,   gamma = argmin sum_i p_i (r - gamma dR)_i^2,
+
+    by normal equations in float64 with a small ridge; p is the row marginal. Near the solution this is GMRES on the
+    linearised iteration. The error may rise in between: an iterate is dropped, and the history with it, when its error is
+    above `growth` times the smallest so far, and the iteration goes on from the image of the best. A window of iterations
+    that leaves more than nine tenths of the smallest error is followed by plain ones, from the best again, and twice as
+    many the next time: so either the error falls window by window, or the iteration is the plain one in the end, and
+    converges where that does. g stays the best one for f, so that the column marginal is exact throughout.
+
+    O(depth^2 n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has its
+    own combination.
+
+    Args:
+        depth: differences that are kept.
+        growth: of the error over the smallest so far, above which an iterate is dropped.
+
+    Reference:
+        Anderson (1965), Iterative procedures for nonlinear integral equations; Walker & Ni (2011), Anderson acceleration
+        for fixed-point iterations (type II). The safeguard is ours.
+    """
+
+    depth: int = 5
+    growth: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not is_count(self.depth):
+            refuse("Anderson depth", "a positive integer", repr(self.depth))
+        if not (is_real(self.growth) and 1 <= self.growth < float("inf")):
+            refuse("Anderson growth", "a finite number >= 1", repr(self.growth))
+
+    def init(self, f: Tensor) -> AndersonState:
+        one = torch.ones_like(f[..., 0])
+        zero, infinite = torch.zeros_like(f), torch.full_like(one, torch.inf)
+        history = zero.unsqueeze(-2).expand(*f.shape[:-1], self.depth, f.shape[-1])
+        count = torch.zeros_like(one, dtype=torch.int64)
+        known = torch.zeros_like(one, dtype=torch.bool)
+        return AndersonState(
+            one, zero, zero, history, history, known, infinite, zero, infinite, count, count, count + _PAUSE
+        )
+
+    def next(self, state: AndersonState, error: Tensor) -> AndersonState:
+        return state
+
+    def mixed(
+        self, state: AndersonState, old: Tensor, new: Tensor, weights: Tensor, error: Tensor
+    ) -> tuple[Tensor, AndersonState]:
+        settled = torch.isfinite(error)
+        if not bool(settled.any()):  # epsilon still moves
+            return new, state
+        # the best so far, and whether this iterate or its window is too far from it
+        better = error < state.best
+        best = torch.where(better, error, state.best)
+        refuge = torch.where(better.unsqueeze(-1), new, state.refuge)
+        dropped = state.known & (state.rest == 0) & ~(error <= self.growth * best)
+        age = torch.where(state.rest > 0, 0, state.age + 1)
+        ended = age >= _WINDOW
+        slow = ended & (best > _PROGRESS * state.mark)
+        mark = torch.where(ended | (state.rest > 0), best, state.mark)
+        rest = torch.where(slow, state.pause, (state.rest - 1).clamp(min=0))
+        pause = torch.where(slow, 2 * state.pause, state.pause)
+        cleared = dropped | slow | ~settled
+        # the history with this iterate
+        residual = torch.where(torch.isfinite(new), new - old, 0)
+        there = (state.known & ~cleared)[..., None, None]
+        d_images, d_residuals = (
+            torch.where(there, torch.cat([past[..., 1:, :], torch.where(torch.isfinite(step), step, 0).unsqueeze(-2)], -2), 0)
+            for past, step in ((state.d_images, new - state.image), (state.d_residuals, residual - state.residual))
+        )
+        wide = d_residuals.double()
+        weighted = wide * weights.double().unsqueeze(-2)
+        gram, right = weighted @ wide.mT, weighted @ residual.double().unsqueeze(-1)
+        largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
+        ridge = torch.where(largest > 0, _RIDGE * largest, 1) * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
+        gamma = torch.linalg.solve_ex(gram + ridge, right).result
+        mix = (gamma.mT @ d_images.double()).squeeze(-2).to(new)
+        f = new - torch.where((rest > 0).unsqueeze(-1) | ~torch.isfinite(mix), 0, mix)
+        f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
+        after = AndersonState(
+            state.omega, new, residual, d_images, d_residuals, settled & ~(dropped | slow), best, refuge, mark,
+            torch.where(ended | ~settled, 0, age), rest, pause,
+        )  # fmt: skip
+        return f, after

@@ -13,9 +13,10 @@ from ...marginals import Exact, log_weights, translation
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, check_start
-from .relaxation import OverRelaxation, Relaxation, RelaxationState
+from ..base import Outcome, Solver, check_number
+from .relaxation import AndersonState, OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
+from .start import Given, Start, Zeros
 
 __all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState"]
 
@@ -31,7 +32,7 @@ class SinkhornState(NamedTuple):
     epsilon: Tensor  # of the next step
     level: Tensor  # of the last step
     error: Tensor  # (*batch,) relative to the mass; inf while epsilon still moves
-    relaxation: RelaxationState
+    relaxation: RelaxationState | AndersonState
     tight: Tensor  # (*batch,), whether the last update of g was a plain one, which makes the column marginal exact
     closing: Tensor  # (*batch,), whether the pair that `error` speaks of was tight
 
@@ -52,7 +53,8 @@ class Sinkhorn(Solver[SinkhornState]):
         max_iter: iterations, those of the schedule included.
         schedule: the way down to the problem's epsilon.
         relaxation: how far each update goes beyond the plain one; `Plain()` switches it off.
-        f, g: potentials to start from, e.g. those of a nearby problem; they start at epsilon itself.
+        start: the potentials to begin with; all but `Zeros()` begin at epsilon itself.
+        f, g: short for `start=Given(f, g)`.
 
     Reference:
         Cuturi (2013), Sinkhorn distances; Chizat et al. (2018), Scaling algorithms for unbalanced problems; Séjourné,
@@ -63,9 +65,10 @@ class Sinkhorn(Solver[SinkhornState]):
     tol: float | None = None
     max_iter: int = 5000
     schedule: Schedule = Halving()
-    relaxation: Relaxation = OverRelaxation()
+    relaxation: Relaxation[Any] = OverRelaxation()
     f: Tensor | None = None
     g: Tensor | None = None
+    start: Start = Zeros()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,23 +76,34 @@ class Sinkhorn(Solver[SinkhornState]):
             check_number("tol", self.tol)
         if not isinstance(self.schedule, Schedule):
             refuse("schedule", "a Schedule such as Halving() or Fixed()", repr(self.schedule))
+        if not isinstance(self.start, Start):
+            refuse("start", "a Start such as Zeros() or GaussianStart()", repr(self.start))
+        if self._given and not isinstance(self.start, Zeros):
+            refuse("start", "none beside the potentials f and g", repr(self.start))
+
+    @property
+    def _given(self) -> bool:
+        return self.f is not None or self.g is not None
+
+    @property
+    def beginning(self) -> Start:
+        """The start in use, which is that of `f` and `g` where they were given."""
+        return Given(self.f, self.g) if self._given else self.start
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
-        check_start("sinkhorn start f", self.f, problem.shape[0])
-        check_start("sinkhorn start g", self.g, problem.shape[1])
+        self.beginning.check(problem)
 
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
-        warm = self.f is not None or self.g is not None
-        f = problem.a.new_zeros(problem.a.shape) if self.f is None else self.f.to(problem.a).expand(problem.a.shape)
-        g = problem.b.new_zeros(problem.b.shape) if self.g is None else self.g.to(problem.b).expand(problem.b.shape)
-        epsilon = problem.epsilon if warm else self.schedule.start(problem)
+        begin = self.beginning
+        f, g = begin.potentials(problem)
+        epsilon = begin.epsilon(problem, self.schedule)
         error = torch.full_like(f[..., 0], torch.inf)
         level = torch.full_like(epsilon, torch.inf)
         never = torch.zeros_like(error, dtype=torch.bool)
-        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(error), never, never)
+        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
@@ -108,7 +122,10 @@ class Sinkhorn(Solver[SinkhornState]):
         error = torch.where(settled, error, torch.inf)
         relaxation = self.relaxation.next(state.relaxation, error)
         # close with a plain step, so that the answer's column marginal is exact
-        omega = torch.where(error <= self._tol(problem), 1, relaxation.omega)
+        met = error <= self._tol(problem)
+        mixed, relaxation = self.relaxation.mixed(relaxation, old_f, f, after, error)
+        f = torch.where(met.unsqueeze(-1), f, mixed)
+        omega = torch.where(met, 1, relaxation.omega)
         tight = omega == 1
         plain, omega = bool(tight.all()), omega.unsqueeze(-1)
         if not plain:
