@@ -31,6 +31,7 @@ from .solvers import (
     SinkhornNewton,
     Solver,
     SparseNewton,
+    SymmetricSinkhorn,
     run,
 )
 from .solvers.entropic.hybrid import takes_newton
@@ -43,6 +44,7 @@ _SMALL = 0.01  # epsilon over the mean cost up to which they do
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
+    "symmetric-sinkhorn": SymmetricSinkhorn,
     "multiscale": Multiscale,
     "sns": SparseNewton,
     "newton": Newton,

@@ -10,6 +10,7 @@ from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
 from .entropic.start import GaussianStart, Given, SortingStart, Start, Zeros
 from .entropic.subsample import SubsampleStart
+from .entropic.symmetric import SymmetricSinkhorn
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
@@ -41,6 +42,7 @@ __all__ = [
     "SparseNewton",
     "Start",
     "SubsampleStart",
+    "SymmetricSinkhorn",
     "Zeros",
     "run",
 ]

@@ -27,7 +27,10 @@ class RelaxationState(NamedTuple):
 class AndersonState(NamedTuple):
     """The last iterates of each problem, as differences, and what the safeguard has to know."""
 
-    omega: Tensor  # (*batch,) ones: the updates themselves are plain
+    omega: Tensor  # (*batch,) that of the early part, and 1 once mixing has begun
+    early: RelaxationState
+    mixing: Tensor  # (*batch,) whether it has
+    ready: Tensor  # (*batch,) whether it had a step before, from where on f -> new f is the plain iteration
     image: Tensor  # (*batch, n) of the last iterate under one iteration
     residual: Tensor  # (*batch, n) that image minus the iterate
     d_images: Tensor  # (*batch, depth, n) from one iterate to the next, the last one at the end; zero where cleared
@@ -37,8 +40,7 @@ class AndersonState(NamedTuple):
     refuge: Tensor  # (*batch, n) the image of the iterate that had it
     mark: Tensor  # (*batch,) the smallest error when the running window began
     age: Tensor  # (*batch,) iterations in this window
-    rest: Tensor  # (*batch,) plain iterations still to go
-    pause: Tensor  # (*batch,) how many it will be the next time
+    spent: Tensor  # (*batch,) whether mixing has ended for good
 
 
 State = TypeVar("State", RelaxationState, AndersonState)
@@ -136,9 +138,8 @@ class OverRelaxation(Relaxation[RelaxationState]):
         return RelaxationState(omega, ceiling, error, 0 if changed else self.window)
 
 
-_WINDOW = 20  # iterations in which mixing must pay
-_PROGRESS = 0.9  # of the smallest error, in a window
-_PAUSE = 10  # plain iterations after the first window that did not
+_WINDOW = 50  # iterations in which mixing must pay
+_PROGRESS = 0.98  # of the smallest error, in a window
 _RIDGE = 1e-10  # of the largest square of a difference
 
 
@@ -154,9 +155,12 @@ class Anderson(Relaxation[AndersonState]):
     by normal equations in float64 with a small ridge; p is the row marginal. Near the solution this is GMRES on the
     linearised iteration. The error may rise in between: an iterate is dropped, and the history with it, when its error is
     above `growth` times the smallest so far, and the iteration goes on from the image of the best. A window of iterations
-    that leaves more than nine tenths of the smallest error is followed by plain ones, from the best again, and twice as
-    many the next time: so either the error falls window by window, or the iteration is the plain one in the end, and
-    converges where that does. g stays the best one for f, so that the column marginal is exact throughout.
+    that leaves nearly all of the smallest error, as at the floor of the precision, ends mixing for good. So either the
+    error falls window by window, or the iteration is over-relaxed in the end, and converges where the plain one does.
+    While it mixes, g is the best one for f, so that the column marginal is exact.
+
+    Far from the solution at small epsilon the iteration is not linear, and over-relaxation is the better guide: mixing
+    begins where the error is below `below`.
 
     O(depth^2 n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has its
     own combination.
@@ -164,6 +168,8 @@ class Anderson(Relaxation[AndersonState]):
     Args:
         depth: differences that are kept.
         growth: of the error over the smallest so far, above which an iterate is dropped.
+        below: the error, relative to the mass, at which mixing begins; inf begins at once.
+        early: what serves before, and after.
 
     Reference:
         Anderson (1965), Iterative procedures for nonlinear integral equations; Walker & Ni (2011), Anderson acceleration
@@ -172,44 +178,54 @@ class Anderson(Relaxation[AndersonState]):
 
     depth: int = 5
     growth: float = 5.0
+    below: float = 0.01
+    early: OverRelaxation | Plain = OverRelaxation()
 
     def __post_init__(self) -> None:
         if not is_count(self.depth):
             refuse("Anderson depth", "a positive integer", repr(self.depth))
         if not (is_real(self.growth) and 1 <= self.growth < float("inf")):
             refuse("Anderson growth", "a finite number >= 1", repr(self.growth))
+        if not (is_real(self.below) and self.below > 0):
+            refuse("Anderson below", "a positive number", repr(self.below))
+        if not isinstance(self.early, OverRelaxation | Plain):
+            refuse("Anderson early", "OverRelaxation() or Plain()", repr(self.early))
 
     def init(self, f: Tensor) -> AndersonState:
         one = torch.ones_like(f[..., 0])
         zero, infinite = torch.zeros_like(f), torch.full_like(one, torch.inf)
         history = zero.unsqueeze(-2).expand(*f.shape[:-1], self.depth, f.shape[-1])
         count = torch.zeros_like(one, dtype=torch.int64)
-        known = torch.zeros_like(one, dtype=torch.bool)
+        never = torch.zeros_like(one, dtype=torch.bool)
         return AndersonState(
-            one, zero, zero, history, history, known, infinite, zero, infinite, count, count, count + _PAUSE
-        )
+            one, self.early.init(f), never, never, zero, zero, history, history, never, infinite, zero, infinite, count,
+            never,
+        )  # fmt: skip
 
     def next(self, state: AndersonState, error: Tensor) -> AndersonState:
-        return state
+        early, before = self.early.next(state.early, error), state.early
+        kept = (torch.where(state.mixing, u, v) for u, v in ((before.omega, early.omega), (before.ceiling, early.ceiling)))
+        early = RelaxationState(*kept, early.start_error, early.steps)
+        mixing = (state.mixing | (error <= self.below)) & ~state.spent
+        omega = torch.where(mixing, 1, early.omega)
+        return state._replace(omega=omega, early=early, mixing=mixing, ready=state.mixing & mixing)
 
     def mixed(
         self, state: AndersonState, old: Tensor, new: Tensor, weights: Tensor, error: Tensor
     ) -> tuple[Tensor, AndersonState]:
-        settled = torch.isfinite(error)
-        if not bool(settled.any()):  # epsilon still moves
+        ready = state.ready
+        if not bool(ready.any()):
             return new, state
         # the best so far, and whether this iterate or its window is too far from it
-        better = error < state.best
+        better = ready & (error < state.best)
         best = torch.where(better, error, state.best)
         refuge = torch.where(better.unsqueeze(-1), new, state.refuge)
-        dropped = state.known & (state.rest == 0) & ~(error <= self.growth * best)
-        age = torch.where(state.rest > 0, 0, state.age + 1)
-        ended = age >= _WINDOW
+        dropped = state.known & ~(error <= self.growth * best)
+        age = state.age + 1
+        ended = ready & (age >= _WINDOW)
         slow = ended & (best > _PROGRESS * state.mark)
-        mark = torch.where(ended | (state.rest > 0), best, state.mark)
-        rest = torch.where(slow, state.pause, (state.rest - 1).clamp(min=0))
-        pause = torch.where(slow, 2 * state.pause, state.pause)
-        cleared = dropped | slow | ~settled
+        mark = torch.where(ended, best, state.mark)
+        cleared = dropped | slow | ~ready
         # the history with this iterate
         residual = torch.where(torch.isfinite(new), new - old, 0)
         there = (state.known & ~cleared)[..., None, None]
@@ -220,14 +236,19 @@ class Anderson(Relaxation[AndersonState]):
         wide = d_residuals.double()
         weighted = wide * weights.double().unsqueeze(-2)
         gram, right = weighted @ wide.mT, weighted @ residual.double().unsqueeze(-1)
-        largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
-        ridge = torch.where(largest > 0, _RIDGE * largest, 1) * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
-        gamma = torch.linalg.solve_ex(gram + ridge, right).result
+        # differences that are all rounding say nothing
+        size = torch.where(torch.isfinite(new), new, 0).abs().amax(-1).double()
+        noise = (torch.finfo(new.dtype).eps * size).square() * weights.double().sum(-1)
+        largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+        ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
+        gram = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
+        gamma = torch.linalg.solve_ex(gram, right).result
         mix = (gamma.mT @ d_images.double()).squeeze(-2).to(new)
-        f = new - torch.where((rest > 0).unsqueeze(-1) | ~torch.isfinite(mix), 0, mix)
+        f = new - torch.where(torch.isfinite(mix), mix, 0)
         f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
-        after = AndersonState(
-            state.omega, new, residual, d_images, d_residuals, settled & ~(dropped | slow), best, refuge, mark,
-            torch.where(ended | ~settled, 0, age), rest, pause,
+        after = state._replace(
+            image=new, residual=residual, d_images=d_images, d_residuals=d_residuals, known=ready & ~(dropped | slow),
+            best=best, refuge=refuge, mark=mark, age=torch.where(ended | ~ready, 0, age),
+            spent=state.spent | slow,
         )  # fmt: skip
         return f, after

@@ -14,11 +14,11 @@ from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
-from .relaxation import AndersonState, OverRelaxation, Relaxation, RelaxationState
+from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 from .start import Given, Start, Zeros
 
-__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState"]
+__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "towards"]
 
 _DOUBTFUL = 0.1  # rounding of the plan's entries, in tolerances, from which float32 is not believed
 DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -65,7 +65,7 @@ class Sinkhorn(Solver[SinkhornState]):
     tol: float | None = None
     max_iter: int = 5000
     schedule: Schedule = Halving()
-    relaxation: Relaxation[Any] = OverRelaxation()
+    relaxation: Relaxation[Any] = Anderson()
     f: Tensor | None = None
     g: Tensor | None = None
     start: Start = Zeros()
@@ -108,16 +108,9 @@ class Sinkhorn(Solver[SinkhornState]):
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
         eps = state.epsilon
-        line = eps.unsqueeze(-1) if eps.dim() else eps
-        left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
-        log_a = log_weights(side_a.reference)
-        shift = translation(problem.marginals, (side_a, side_b), state.f, state.g)
+        shift = translation(problem.marginals, problem.sides_at(eps), state.f, state.g)
         old_f, old_g = (state.f, state.g) if shift is None else (state.f + shift, state.g - shift)
-        soft = problem.geometry.softmin(old_g + side_b.absorbed(), eps)
-        f = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
-        before = (log_a + (old_f - soft) / line).exp()  # the row sums of the plan before this step, and after
-        after = problem.a if isinstance(left, Exact) else (log_a + (f - soft) / line).exp()
-        error = (before - after).abs().sum(-1) / problem.a.sum(-1)
+        f, error, after = self._updated(problem, old_f, old_g, eps)
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
         relaxation = self.relaxation.next(state.relaxation, error)
@@ -129,12 +122,24 @@ class Sinkhorn(Solver[SinkhornState]):
         tight = omega == 1
         plain, omega = bool(tight.all()), omega.unsqueeze(-1)
         if not plain:
-            f = _towards(old_f, f, omega)
+            f = towards(old_f, f, omega)
         g = self._columns(problem, f, eps)
         if not plain:
-            g = _towards(old_g, g, omega)
+            g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
         return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight)
+
+    @staticmethod
+    def _updated(problem: Problem, f: Tensor, g: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best f for this g, what it changes in the row sums, relative to the mass, and those it has."""
+        line = eps.unsqueeze(-1) if eps.dim() else eps
+        left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
+        soft = problem.geometry.softmin(g + side_b.absorbed(), eps)
+        best = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
+        log_a = log_weights(side_a.reference)
+        before = (log_a + (f - soft) / line).exp()  # the row sums of the plan with the old f, and with the new
+        after = problem.a if isinstance(left, Exact) else (log_a + (best - soft) / line).exp()
+        return best, (before - after).abs().sum(-1) / problem.a.sum(-1), after
 
     @staticmethod
     def _columns(problem: Problem, f: Tensor, eps: Tensor) -> Tensor:
@@ -202,7 +207,7 @@ class Sinkhorn(Solver[SinkhornState]):
         return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, g, stats)
 
 
-def _towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
+def towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
     """Old + omega (new - old), and -inf where there can be no mass."""
     return torch.where(torch.isfinite(new), torch.lerp(old, new, omega), new)
 
