@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,10 +20,14 @@ from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
+from .schur import support_inverse
 
 __all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_marginals", "gibbs_plan"]
 
 _DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
+_PATIENCE = 50  # conjugate gradients before a factorisation is worth it
+
+_Inverses = dict[tuple[int, ...], Callable[[Tensor], Tensor]]
 
 
 class Adjoint(ABC):
@@ -341,7 +347,7 @@ class _System:
     def __init__(
         self, problem: Problem, f: Tensor, g: Tensor, soft_f: Tensor, soft_g: Tensor, tol: float, max_iter: int
     ) -> None:
-        self.f, self.g, self._tol, self._max_iter = f, g, tol, max_iter
+        self._problem, self.f, self.g, self._tol, self._max_iter = problem, f, g, tol, max_iter
         self._left, self._right = _Half(problem, f, g, soft_f), _Half(problem.T, g, f, soft_g)
         # with both sides flat the potentials are free up to a shift, and r is in the kernel
         self.flat = self._left.flat & self._right.flat
@@ -360,29 +366,74 @@ class _System:
         return self._right(self._left(v))
 
     def _cg(self, w: Tensor) -> Tensor:
-        """The x with x - round(x) = w, by conjugate gradients in the inner product <x, D_a^T x / r>."""
-        r = self._left.mass
-        inverse = torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)
-        x = torch.zeros_like(w)
+        """The x with x - round(x) = w; where conjugate gradients are slow, on a factorisation of what matters."""
         residual = w = self._projected(w)
-        damped = self._left.damp(residual)
-        square = (residual * damped * inverse).sum(-1, keepdim=True)
-        step, step_damped, first = residual, damped, square
-        for _ in range(self._max_iter):
+        first = self._square(w)
+        x, residual = self._gradients(torch.zeros_like(w), residual, first, min(_PATIENCE, self._max_iter))
+        if bool((self._square(residual) > self._tol**2 * first).any()) and self._max_iter > _PATIENCE:
+            slow = self._square(residual) > self._tol**2 * first
+            inverses = self._inverses(slow.squeeze(-1))
+            x, residual = self._gradients(x, residual, first, self._max_iter - _PATIENCE, inverses)
+        self._report(self._square(residual), first)
+        return x
+
+    def _gradients(
+        self, x: Tensor, residual: Tensor, first: Tensor, count: int, inverses: _Inverses | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Conjugate gradients in the inner product <x, D_a^T x / r>, from x with its residual."""
+
+        def turned(v: Tensor) -> Tensor:
+            if not inverses:
+                return v
+            v = v.clone()
+            for index, inverse in inverses.items():
+                v[index] = self._left.mass[index] * inverse(v[index])
+            return v
+
+        step = turned(residual)
+        step_damped = self._left.damp(step)
+        product = self._inner(residual, step_damped)
+        for _ in range(count):
+            square = self._square(residual)
             if not bool((square > self._tol**2 * first).any()):
                 break
             image = step - self._right(self._left.spread(step_damped))
-            curvature = (image * step_damped * inverse).sum(-1, keepdim=True)
-            alpha = torch.where((curvature > 0) & (square > 0), square / torch.where(curvature > 0, curvature, 1), 0)
+            curvature = self._inner(image, step_damped)
+            alpha = torch.where((curvature > 0) & (square > 0), product / torch.where(curvature > 0, curvature, 1), 0)
             x = x + alpha * step
             residual = self._projected(residual - alpha * image)
-            damped = self._left.damp(residual)
-            before, square = square, (residual * damped * inverse).sum(-1, keepdim=True)
-            beta = torch.where(before > 0, square / torch.where(before > 0, before, 1), 0)
-            step, step_damped = residual + beta * step, damped + beta * step_damped
-        else:
-            self._report(square, first)
-        return x
+            new = turned(residual)
+            damped = self._left.damp(new)
+            before, product = product, self._inner(residual, damped)
+            beta = torch.where(before > 0, product / torch.where(before > 0, before, 1), 0)
+            step, step_damped = new + beta * step, damped + beta * step_damped
+        return x, residual
+
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """The inner product <u, v / r>, (*batch, 1)."""
+        r = self._left.mass
+        return (u * v * torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)).sum(-1, keepdim=True)
+
+    def _square(self, v: Tensor) -> Tensor:
+        return self._inner(v, self._left.damp(v))
+
+    def _inverses(self, slow: Tensor) -> _Inverses:
+        """Approximate inverses for the slow items of a batch, by their index, where both marginals are exact."""
+        problem = self._problem
+        if not problem.balanced:
+            return {}
+        assert problem.epsilon is not None
+        side_a, side_b = problem.sides
+        F, G, r, c = absorbed(self.f, side_a), absorbed(self.g, side_b), self._left.mass, self._right.mass
+        epsilon = problem.epsilon.expand(problem.batch_shape)
+        out: _Inverses = {}
+        for index in np.ndindex(*slow.shape):
+            if slow[index]:
+                geometry = problem.geometry.item(index)
+                inverse = support_inverse(geometry, F[index], G[index], epsilon[index], r[index], c[index])
+                if inverse is not None:
+                    out[index] = inverse
+        return out
 
     def _projected(self, v: Tensor) -> Tensor:
         """Without the part along r where that is in the kernel: rounding puts it there."""
