@@ -33,7 +33,7 @@ class Watched(adjoint._System):
         self.count, self.seconds, self.residual = 0, 0.0, float("nan")
         Watched.last = self
 
-    def _gradients(self, x: Tensor, residual: Tensor, first: Tensor, count: int, inverses: Any = None) -> Any:
+    def _gradients(self, w: Tensor, first: Tensor, count: int, inverses: Any = None) -> Any:
         spread = self._left.spread
 
         def counted(v: Tensor) -> Tensor:
@@ -41,13 +41,13 @@ class Watched(adjoint._System):
             return spread(v)
 
         self._left.spread = counted  # type: ignore[method-assign]
-        out = super()._gradients(x, residual, first, count, inverses)
+        out = super()._gradients(w, first, count, inverses)
         self._left.spread = spread  # type: ignore[method-assign]
         return out
 
-    def _cg(self, w: Tensor) -> Tensor:
+    def _cg(self, w: Tensor, rounding: Tensor) -> Tensor:
         begin = time.perf_counter()
-        x = super()._cg(w)
+        x = super()._cg(w, rounding)
         self.seconds = time.perf_counter() - begin
         w = self._projected(w)
         left = self._projected(w - (x - self._round(x)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +19,17 @@ from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
-from .schur import support_inverse
+from .schur import SupportInverse, support_inverse
 
 __all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_marginals", "gibbs_plan"]
 
 _DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
 _PATIENCE = 50  # conjugate gradients before a factorisation is worth it
+_ROUNDING = (
+    1e-10  # of the numbers that went in: what may be left out of a system that float64 cannot tell from singular
+)
 
-_Inverses = dict[tuple[int, ...], Callable[[Tensor], Tensor]]
+_Inverses = dict[tuple[int, ...], SupportInverse]
 
 
 class Adjoint(ABC):
@@ -359,37 +361,51 @@ class _System:
         # the part of u that decays within one round trip goes first: the rest is a plan's rows, at the scale of r;
         # and a round trip at the end adds what the inner product cannot see
         first = self._round(u)
-        lam = u + first + self._round(self._cg(first))
+        lam = u + first + self._round(self._cg(first, _ROUNDING**2 * self._square(u)))
         return lam, v - self._left(lam)
 
     def _round(self, v: Tensor) -> Tensor:
         return self._right(self._left(v))
 
-    def _cg(self, w: Tensor) -> Tensor:
-        """The x with x - round(x) = w; where conjugate gradients are slow, on a factorisation of what matters."""
-        residual = w = self._projected(w)
+    def _cg(self, w: Tensor, rounding: Tensor) -> Tensor:
+        """The x with x - round(x) = w; where conjugate gradients are slow, on a factorisation of what matters.
+
+        Args:
+            w: (*batch, n).
+            rounding: (*batch, 1) the square of what is nothing beside the numbers that w was made of.
+        """
+        w = self._projected(w)
         first = self._square(w)
-        x, residual = self._gradients(torch.zeros_like(w), residual, first, min(_PATIENCE, self._max_iter))
-        if bool((self._square(residual) > self._tol**2 * first).any()) and self._max_iter > _PATIENCE:
-            slow = self._square(residual) > self._tol**2 * first
+        balanced = self._problem.balanced
+        x, residual = self._gradients(w, first, min(_PATIENCE, self._max_iter) if balanced else self._max_iter)
+        slow = self._square(residual) > self._tol**2 * first
+        if balanced and self._max_iter > _PATIENCE and bool(slow.any()):
             inverses = self._inverses(slow.squeeze(-1))
-            x, residual = self._gradients(x, residual, first, self._max_iter - _PATIENCE, inverses)
+            # parts of the plan that exchange nothing can shift: w has nothing there but rounding, or no solution
+            lost = w - self._projected(w, inverses)
+            if bool((self._square(lost) <= rounding).all()):
+                w = w - lost
+            else:
+                inverses = {index: inverse._replace(parts=None) for index, inverse in inverses.items()}
+            again = self._gradients(w, first, self._max_iter - _PATIENCE, inverses)
+            x, residual = (torch.where(slow, new, old) for new, old in zip(again, (x, residual)))
         self._report(self._square(residual), first)
         return x
 
     def _gradients(
-        self, x: Tensor, residual: Tensor, first: Tensor, count: int, inverses: _Inverses | None = None
+        self, w: Tensor, first: Tensor, count: int, inverses: _Inverses | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Conjugate gradients in the inner product <x, D_a^T x / r>, from x with its residual."""
+        """Conjugate gradients from zero in the inner product <x, D_a^T x / r>: x and its residual."""
 
         def turned(v: Tensor) -> Tensor:
             if not inverses:
                 return v
             v = v.clone()
             for index, inverse in inverses.items():
-                v[index] = self._left.mass[index] * inverse(v[index])
+                v[index] = self._left.mass[index] * inverse.solve(v[index])
             return v
 
+        x, residual = torch.zeros_like(w), w
         step = turned(residual)
         step_damped = self._left.damp(step)
         product = self._inner(residual, step_damped)
@@ -401,7 +417,7 @@ class _System:
             curvature = self._inner(image, step_damped)
             alpha = torch.where((curvature > 0) & (square > 0), product / torch.where(curvature > 0, curvature, 1), 0)
             x = x + alpha * step
-            residual = self._projected(residual - alpha * image)
+            residual = self._projected(residual - alpha * image, inverses)
             new = turned(residual)
             damped = self._left.damp(new)
             before, product = product, self._inner(residual, damped)
@@ -418,10 +434,8 @@ class _System:
         return self._inner(v, self._left.damp(v))
 
     def _inverses(self, slow: Tensor) -> _Inverses:
-        """Approximate inverses for the slow items of a batch, by their index, where both marginals are exact."""
+        """Approximate inverses for the slow items of a batch, by their index."""
         problem = self._problem
-        if not problem.balanced:
-            return {}
         assert problem.epsilon is not None
         side_a, side_b = problem.sides
         F, G, r, c = absorbed(self.f, side_a), absorbed(self.g, side_b), self._left.mass, self._right.mass
@@ -435,10 +449,16 @@ class _System:
                     out[index] = inverse
         return out
 
-    def _projected(self, v: Tensor) -> Tensor:
-        """Without the part along r where that is in the kernel: rounding puts it there."""
+    def _projected(self, v: Tensor, inverses: _Inverses | None = None) -> Tensor:
+        """Without the part along r where that is in the kernel, or along its parts that are: rounding puts it there."""
         r = self._left.mass
-        return torch.where(self.flat, v - r * (v.sum(-1, keepdim=True) / r.sum(-1, keepdim=True)), v)
+        v = torch.where(self.flat, v - r * (v.sum(-1, keepdim=True) / r.sum(-1, keepdim=True)), v)
+        for index, inverse in (inverses or {}).items():
+            if inverse.parts is not None:
+                sums = (torch.zeros_like(t[index]).index_add(0, inverse.parts, t[index]) for t in (v, r))
+                share = next(sums) / next(sums)
+                v[index] = v[index] - r[index] * share[inverse.parts]
+        return v
 
     def _report(self, square: Tensor, first: Tensor) -> None:
         worst = float((square / torch.where(first > 0, first, 1)).max().clamp(min=0).sqrt())

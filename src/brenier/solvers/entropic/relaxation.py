@@ -204,7 +204,9 @@ class Anderson(Relaxation[AndersonState]):
 
     def next(self, state: AndersonState, error: Tensor) -> AndersonState:
         early, before = self.early.next(state.early, error), state.early
-        kept = (torch.where(state.mixing, u, v) for u, v in ((before.omega, early.omega), (before.ceiling, early.ceiling)))
+        kept = (
+            torch.where(state.mixing, u, v) for u, v in ((before.omega, early.omega), (before.ceiling, early.ceiling))
+        )
         early = RelaxationState(*kept, early.start_error, early.steps)
         mixing = (state.mixing | (error <= self.below)) & ~state.spent
         omega = torch.where(mixing, 1, early.omega)
@@ -230,15 +232,18 @@ class Anderson(Relaxation[AndersonState]):
         residual = torch.where(torch.isfinite(new), new - old, 0)
         there = (state.known & ~cleared)[..., None, None]
         d_images, d_residuals = (
-            torch.where(there, torch.cat([past[..., 1:, :], torch.where(torch.isfinite(step), step, 0).unsqueeze(-2)], -2), 0)
+            torch.where(
+                there, torch.cat([past[..., 1:, :], torch.where(torch.isfinite(step), step, 0).unsqueeze(-2)], -2), 0
+            )
             for past, step in ((state.d_images, new - state.image), (state.d_residuals, residual - state.residual))
         )
+        share = weights.double() / weights.double().sum(-1, keepdim=True)
         wide = d_residuals.double()
-        weighted = wide * weights.double().unsqueeze(-2)
+        weighted = wide * share.unsqueeze(-2)
         gram, right = weighted @ wide.mT, weighted @ residual.double().unsqueeze(-1)
         # differences that are all rounding say nothing
         size = torch.where(torch.isfinite(new), new, 0).abs().amax(-1).double()
-        noise = (torch.finfo(new.dtype).eps * size).square() * weights.double().sum(-1)
+        noise = (torch.finfo(new.dtype).eps * size).square()
         largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
         gram = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)

@@ -105,7 +105,9 @@ class GaussianStart(Start):
         (u, mean_u, S_u), (v, mean_v, S_v) = (_moments(*p) for p in ((parts.u, problem.a), (parts.v, problem.b)))
         e = problem.epsilon.double()[..., None] / 2
 
-        def potential(offset: Tensor, u: Tensor, mean: Tensor, S: Tensor, mean_other: Tensor, S_other: Tensor) -> Tensor:
+        def potential(
+            offset: Tensor, u: Tensor, mean: Tensor, S: Tensor, mean_other: Tensor, S_other: Tensor
+        ) -> Tensor:
             root = _of_matrix(S_other, torch.sqrt)
             A = root @ _of_matrix(root @ S @ root, lambda t: 1 / ((t + e * e).sqrt() + e)) @ root
             centred = u - mean
@@ -134,11 +136,14 @@ class SortingStart(Start):
     def check(self, problem: Problem) -> None:
         geometry = problem.geometry
         good = isinstance(geometry, PointCloud) and (
-            isinstance(geometry.ground, SqEuclidean) or (geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line())
+            isinstance(geometry.ground, SqEuclidean)
+            or (geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line())
         )
         if not good:
             cure = "Use SubsampleStart(), which takes any cost."
-            refuse("SortingStart", "clouds of points that sorting can match along each coordinate", repr(geometry), cure)
+            refuse(
+                "SortingStart", "clouds of points that sorting can match along each coordinate", repr(geometry), cure
+            )
 
     def potentials(self, problem: Problem) -> tuple[Tensor, Tensor]:
         cloud = problem.geometry

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...costs import Cost
+from ...costs import Cosine, Cost, Dot, Lp, Mahalanobis, SqEuclidean
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
 from ...marginals import Marginal
@@ -19,7 +19,7 @@ from .schedule import Fixed, Schedule
 from .sinkhorn import Sinkhorn, SinkhornState, towards
 from .start import Given, Start
 
-__all__ = ["SymmetricSinkhorn", "is_symmetric"]
+__all__ = ["SymmetricSinkhorn", "is_positive", "is_symmetric"]
 
 _STEP = 2 / 3
 
@@ -100,6 +100,16 @@ def is_symmetric(problem: Problem) -> bool:
     n, m = problem.shape
     same = n == m and torch.equal(problem.a, problem.b) and _same_marginal(*problem.marginals)
     return same and _is_symmetric(problem.geometry.detach())
+
+
+def is_positive(geometry: Geometry) -> bool:
+    """Whether exp(-c / eps) is known to be a positive definite kernel at every eps, where x = y."""
+    if isinstance(geometry, Grid):
+        return geometry.p <= 2
+    ground = geometry.ground if isinstance(geometry, PointCloud) else None
+    if isinstance(ground, Lp):
+        return ground.p <= 2 and ground.power <= ground.p
+    return type(ground) in (SqEuclidean, Mahalanobis, Cosine, Dot)
 
 
 def _same_marginal(left: Marginal, right: Marginal) -> bool:
