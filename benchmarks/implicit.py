@@ -1,9 +1,9 @@
-"""The linear system of implicit gradients at near-permutations: iterations and residual, with and without a factorisation.
+"""The linear system of implicit gradients at near-permutations, with and without a factorisation.
 
     python benchmarks/implicit.py [n]
 
-The gradient of ||P v||^2 in x for two Gaussian clouds, float64, solved by the default solver. *Residual* is computed anew
-from the solution of the system, relative to its right-hand side; *plain* switches the factorisation off.
+The gradient of ||P v||^2 in x for two Gaussian clouds, float64, solved by the default solver. *Residual* is computed
+anew from the solution of the system, relative to its right-hand side; *plain* switches the factorisation off.
 """
 
 from __future__ import annotations

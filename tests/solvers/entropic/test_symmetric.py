@@ -29,11 +29,11 @@ def test_the_answer_of_sparse_newton_in_a_handful_of_iterations(cost: str, fract
 def test_soft_marginals(marginals: brenier.Marginal, reference: str) -> None:
     x = cloud(30, 2, 1)
     ours, other = (
-        brenier.solve(x, x, epsilon=0.2, tol=1e-10, marginals=marginals, reference=reference, solver=solver)
+        brenier.solve(x, x, epsilon=0.2, tol=1e-8, marginals=marginals, reference=reference, solver=solver)
         for solver in ("auto", Sinkhorn())
     )
     assert ours.stats["solver"] == "symmetric-sinkhorn"
-    assert_close(ours.value, other.value, 1e-8)
+    assert_close(ours.value, other.value, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,7 +81,7 @@ def test_starts_from_its_answer_and_stops_early() -> None:
         assert again.stats["n_iter"] <= 2  # the first tells its error
     with pytest.warns(brenier.NotConvergedWarning):
         stopped = brenier.solve(x, x, epsilon=0.01, tol=1e-12, max_iter=2)
-    assert_close(stopped.plan.col_sums(), torch.full((30,), 1 / 30).double(), 1e-12)
+    assert_close(stopped.plan.col_sums(), torch.full((30,), 1 / 30, dtype=torch.float64), 1e-12)
 
 
 def test_gradients_are_those_of_the_problem() -> None:

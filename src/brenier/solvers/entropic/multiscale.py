@@ -147,9 +147,9 @@ class Multiscale(Solver[MultiscaleState]):
         if self._stale(state) and (state.age >= _AGE or self._moving(state) or self._met(state)):
             state = self._searched(state)
         above = state.relaxation
-        if state.settled == _PLAIN_ITERATIONS and isinstance(above, RelaxationState):
-            if bool(state.inner.relaxation.omega < above.omega):
-                state = state._replace(inner=state.inner._replace(relaxation=above._replace(steps=0)))
+        lower = bool(state.inner.relaxation.omega < above.omega)
+        if state.settled == _PLAIN_ITERATIONS and isinstance(above, RelaxationState) and lower:
+            state = state._replace(inner=state.inner._replace(relaxation=above._replace(steps=0)))
         whole = state.scales[state.at].problem
         inner = self._sinkhorn(whole).step(replace(whole, geometry=state.geometry), state.inner)
         return self._measured(

@@ -153,17 +153,17 @@ class Anderson(Relaxation[AndersonState]):
         f <- T f - gamma dF,   gamma = argmin sum_i p_i (r - gamma dR)_i^2,
 
     by normal equations in float64 with a small ridge; p is the row marginal. Near the solution this is GMRES on the
-    linearised iteration. The error may rise in between: an iterate is dropped, and the history with it, when its error is
-    above `growth` times the smallest so far, and the iteration goes on from the image of the best. A window of iterations
-    that leaves nearly all of the smallest error, as at the floor of the precision, ends mixing for good. So either the
-    error falls window by window, or the iteration is over-relaxed in the end, and converges where the plain one does.
+    linearised iteration. The error may rise in between: an iterate is dropped, and the history with it, when its error
+    is above `growth` times the smallest so far, and the iteration goes on from the image of the best. A window of
+    iterations that leaves nearly all of the smallest error, as at the floor of the precision, ends mixing for good. So
+    either the error falls window by window, or the iteration is over-relaxed in the end, and converges where the plain one does.
     While it mixes, g is the best one for f, so that the column marginal is exact.
 
     Far from the solution at small epsilon the iteration is not linear, and over-relaxation is the better guide: mixing
     begins where the error is below `below`.
 
-    O(depth^2 n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has its
-    own combination.
+    O(depth^2 n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has
+    its own combination.
 
     Args:
         depth: differences that are kept.
@@ -172,8 +172,8 @@ class Anderson(Relaxation[AndersonState]):
         early: what serves before, and after.
 
     Reference:
-        Anderson (1965), Iterative procedures for nonlinear integral equations; Walker & Ni (2011), Anderson acceleration
-        for fixed-point iterations (type II). The safeguard is ours.
+        Anderson (1965), Iterative procedures for nonlinear integral equations; Walker & Ni (2011), Anderson
+        acceleration for fixed-point iterations (type II). The safeguard is ours.
     """
 
     depth: int = 5

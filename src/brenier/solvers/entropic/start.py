@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...errors import refuse
 from ...costs import SqEuclidean
+from ...errors import refuse
 from ...geometry import PointCloud
 from ...marginals import Exact
 from ...problem import Problem

@@ -30,11 +30,11 @@ class SymmetricSinkhorn(Sinkhorn):
 
         f <- f + 2/3 (T f - f),    T f = prox_a(softmin(f + eps log a)).
 
-    For x = y, a = b, one kind of marginal and a symmetric cost, such as the two debiasing terms of a Sinkhorn divergence.
-    Where exp(-c / eps) is a positive definite kernel, as for squared Euclidean costs and Euclidean norms, the derivative
-    of T has its eigenvalues in [-1, 0], and those of the iteration lie in [-1/3, 1/3] at any epsilon: a handful of
-    iterations of half the price gives six digits, where the alternating ones need ever more as epsilon falls. T does not expand in
-    the supremum norm, so the damped iteration converges for every symmetric cost.
+    For x = y, a = b, one kind of marginal and a symmetric cost, such as the two debiasing terms of a Sinkhorn
+    divergence. Where exp(-c / eps) is a positive definite kernel, as for squared Euclidean costs and Euclidean norms,
+    the derivative of T has its eigenvalues in [-1, 0], and those of the iteration lie in [-1/3, 1/3] at any epsilon: a
+    handful of iterations of half the price gives six digits, where the alternating ones need ever more as epsilon
+    falls. T does not expand in the supremum norm, so the damped iteration converges for every symmetric cost.
 
     The answer has g = T f, which meets the column marginal; f and g differ by eps times the error at most, in the mean.
     O(n^2 d) time for an iteration, O(n) memory.
@@ -56,8 +56,8 @@ class SymmetricSinkhorn(Sinkhorn):
 
     Reference:
         Feydy, Séjourné, Vialard, Amari, Trouvé & Peyré (2019), Interpolating between optimal transport and MMD using
-        Sinkhorn divergences (with the factor 1/2); Krasnoselskii (1955), Ishikawa (1976) (damped iterations of maps that
-        do not expand).
+        Sinkhorn divergences (with the factor 1/2); Krasnoselskii (1955), Ishikawa (1976) (damped iterations of maps
+        that do not expand).
     """
 
     name: ClassVar[str] = "symmetric-sinkhorn"
