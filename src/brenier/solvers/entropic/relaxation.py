@@ -155,8 +155,9 @@ class Anderson(Relaxation[AndersonState]):
     by normal equations in float64 with a small ridge; p is the row marginal. Near the solution this is GMRES on the
     linearised iteration. The error may rise in between: an iterate is dropped, and the history with it, when its error
     is above `growth` times the smallest so far, and the iteration goes on from the image of the best. A window of
-    iterations that leaves nearly all of the smallest error, as at the floor of the precision, ends mixing for good. So
-    either the error falls window by window, or the iteration is over-relaxed in the end, and converges where the plain one does.
+    iterations that leaves nearly all of the smallest error, as at the floor of the precision, ends mixing for good.
+    So either the error falls window by window, or the iteration is over-relaxed in the end, and converges where the
+    plain one does.
     While it mixes, g is the best one for f, so that the column marginal is exact.
 
     Far from the solution at small epsilon the iteration is not linear, and over-relaxation is the better guide: mixing
@@ -204,10 +205,11 @@ class Anderson(Relaxation[AndersonState]):
 
     def next(self, state: AndersonState, error: Tensor) -> AndersonState:
         early, before = self.early.next(state.early, error), state.early
-        kept = (
-            torch.where(state.mixing, u, v) for u, v in ((before.omega, early.omega), (before.ceiling, early.ceiling))
+        # what it sees of mixed iterates says nothing about its own
+        early = early._replace(
+            omega=torch.where(state.mixing, before.omega, early.omega),
+            ceiling=torch.where(state.mixing, before.ceiling, early.ceiling),
         )
-        early = RelaxationState(*kept, early.start_error, early.steps)
         mixing = (state.mixing | (error <= self.below)) & ~state.spent
         omega = torch.where(mixing, 1, early.omega)
         return state._replace(omega=omega, early=early, mixing=mixing, ready=state.mixing & mixing)
