@@ -89,8 +89,10 @@ class Implicit(Envelope):
 
     and a backward pass through f and g solves the transposed system. Without g it reads (I - B_f^T A_g^T) lambda = u.
     That operator is symmetric in the inner product of the marginal's own curvature, whatever the marginals, and
-    conjugate gradients solve it on the `apply` of the geometry. Plan, map and `linear_value` are ordinary
-    differentiable functions of the potentials; the value has the envelope gradient, and a right second derivative.
+    conjugate gradients solve it on the `apply` of the geometry; where fifty iterations are not enough and both
+    marginals are exact, with a sparse factorisation of the system on the largest entries of the plan. Plan, map and
+    `linear_value` are ordinary differentiable functions of the potentials; the value has the envelope gradient, and a
+    right second derivative.
 
     Gradients flow to x, y, a, b, C, epsilon and the tensors among the parameters of the marginals. Where the
     potentials are free up to a shift (f + t, g - t), those of f and g are for the gauge in which the mean of f under
