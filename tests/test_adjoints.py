@@ -151,6 +151,17 @@ def test_small_epsilon_where_fixed_potentials_are_wrong(relative: float) -> None
     assert abs(float((shortcut * direction).sum()) - numeric) > 0.1 * abs(numeric)
 
 
+def test_near_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conjugate gradients alone do not get there; on a factorisation of the support they end at once."""
+    x, y, v = leaf(cloud(150, 2, 7)), cloud(150, 2, 8), torch.from_numpy(rng(9).normal(size=150))
+    s = brenier.solve(x, y, epsilon=brenier.Relative(0.001), adjoint=Implicit(max_iter=100))
+    loss = (s.plan @ v).square().sum()
+    torch.autograd.grad(loss, x, retain_graph=True)  # a warning would be an error
+    monkeypatch.setattr("brenier.adjoint.support_inverse", lambda *_: None)
+    with pytest.warns(brenier.NotConvergedWarning, match="relative residual"):
+        torch.autograd.grad(loss, x)
+
+
 def test_selected_entries() -> None:
     """The search is for constants; the masses found have the gradients of the dense plan."""
     x, epsilon = leaf(X), leaf(number(0.3))

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,10 +19,17 @@ from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
 from .plan import GibbsPlan, Plan, SparsePlan
 from .problem import Problem
+from .schur import SupportInverse, support_inverse
 
 __all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_marginals", "gibbs_plan"]
 
 _DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
+_PATIENCE = 50  # conjugate gradients before a factorisation is worth it
+_ROUNDING = (
+    1e-10  # of the numbers that went in: what may be left out of a system that float64 cannot tell from singular
+)
+
+_Inverses = dict[tuple[int, ...], SupportInverse]
 
 
 class Adjoint(ABC):
@@ -81,8 +89,10 @@ class Implicit(Envelope):
 
     and a backward pass through f and g solves the transposed system. Without g it reads (I - B_f^T A_g^T) lambda = u.
     That operator is symmetric in the inner product of the marginal's own curvature, whatever the marginals, and
-    conjugate gradients solve it on the `apply` of the geometry. Plan, map and `linear_value` are ordinary
-    differentiable functions of the potentials; the value has the envelope gradient, and a right second derivative.
+    conjugate gradients solve it on the `apply` of the geometry; where fifty iterations are not enough and both
+    marginals are exact, with a sparse factorisation of the system on the largest entries of the plan. Plan, map and
+    `linear_value` are ordinary differentiable functions of the potentials; the value has the envelope gradient, and a
+    right second derivative.
 
     Gradients flow to x, y, a, b, C, epsilon and the tensors among the parameters of the marginals. Where the
     potentials are free up to a shift (f + t, g - t), those of f and g are for the gauge in which the mean of f under
@@ -341,7 +351,7 @@ class _System:
     def __init__(
         self, problem: Problem, f: Tensor, g: Tensor, soft_f: Tensor, soft_g: Tensor, tol: float, max_iter: int
     ) -> None:
-        self.f, self.g, self._tol, self._max_iter = f, g, tol, max_iter
+        self._problem, self.f, self.g, self._tol, self._max_iter = problem, f, g, tol, max_iter
         self._left, self._right = _Half(problem, f, g, soft_f), _Half(problem.T, g, f, soft_g)
         # with both sides flat the potentials are free up to a shift, and r is in the kernel
         self.flat = self._left.flat & self._right.flat
@@ -353,41 +363,104 @@ class _System:
         # the part of u that decays within one round trip goes first: the rest is a plan's rows, at the scale of r;
         # and a round trip at the end adds what the inner product cannot see
         first = self._round(u)
-        lam = u + first + self._round(self._cg(first))
+        lam = u + first + self._round(self._cg(first, _ROUNDING**2 * self._square(u)))
         return lam, v - self._left(lam)
 
     def _round(self, v: Tensor) -> Tensor:
         return self._right(self._left(v))
 
-    def _cg(self, w: Tensor) -> Tensor:
-        """The x with x - round(x) = w, by conjugate gradients in the inner product <x, D_a^T x / r>."""
-        r = self._left.mass
-        inverse = torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)
-        x = torch.zeros_like(w)
-        residual = w = self._projected(w)
-        damped = self._left.damp(residual)
-        square = (residual * damped * inverse).sum(-1, keepdim=True)
-        step, step_damped, first = residual, damped, square
-        for _ in range(self._max_iter):
+    def _cg(self, w: Tensor, rounding: Tensor) -> Tensor:
+        """The x with x - round(x) = w; where conjugate gradients are slow, on a factorisation of what matters.
+
+        Args:
+            w: (*batch, n).
+            rounding: (*batch, 1) the square of what is nothing beside the numbers that w was made of.
+        """
+        w = self._projected(w)
+        first = self._square(w)
+        balanced = self._problem.balanced
+        x, residual = self._gradients(w, first, min(_PATIENCE, self._max_iter) if balanced else self._max_iter)
+        slow = self._square(residual) > self._tol**2 * first
+        if balanced and self._max_iter > _PATIENCE and bool(slow.any()):
+            inverses = self._inverses(slow.squeeze(-1))
+            # parts of the plan that exchange nothing can shift: w has nothing there but rounding, or no solution
+            lost = w - self._projected(w, inverses)
+            if bool((self._square(lost) <= rounding).all()):
+                w = w - lost
+            else:
+                inverses = {index: inverse._replace(parts=None) for index, inverse in inverses.items()}
+            again = self._gradients(w, first, self._max_iter - _PATIENCE, inverses)
+            x, residual = (torch.where(slow, new, old) for new, old in zip(again, (x, residual)))
+        self._report(self._square(residual), first)
+        return x
+
+    def _gradients(
+        self, w: Tensor, first: Tensor, count: int, inverses: _Inverses | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Conjugate gradients from zero in the inner product <x, D_a^T x / r>: x and its residual."""
+
+        def turned(v: Tensor) -> Tensor:
+            if not inverses:
+                return v
+            v = v.clone()
+            for index, inverse in inverses.items():
+                v[index] = self._left.mass[index] * inverse.solve(v[index])
+            return v
+
+        x, residual = torch.zeros_like(w), w
+        step = turned(residual)
+        step_damped = self._left.damp(step)
+        product = self._inner(residual, step_damped)
+        for _ in range(count):
+            square = self._square(residual)
             if not bool((square > self._tol**2 * first).any()):
                 break
             image = step - self._right(self._left.spread(step_damped))
-            curvature = (image * step_damped * inverse).sum(-1, keepdim=True)
-            alpha = torch.where((curvature > 0) & (square > 0), square / torch.where(curvature > 0, curvature, 1), 0)
+            curvature = self._inner(image, step_damped)
+            alpha = torch.where((curvature > 0) & (square > 0), product / torch.where(curvature > 0, curvature, 1), 0)
             x = x + alpha * step
-            residual = self._projected(residual - alpha * image)
-            damped = self._left.damp(residual)
-            before, square = square, (residual * damped * inverse).sum(-1, keepdim=True)
-            beta = torch.where(before > 0, square / torch.where(before > 0, before, 1), 0)
-            step, step_damped = residual + beta * step, damped + beta * step_damped
-        else:
-            self._report(square, first)
-        return x
+            residual = self._projected(residual - alpha * image, inverses)
+            new = turned(residual)
+            damped = self._left.damp(new)
+            before, product = product, self._inner(residual, damped)
+            beta = torch.where(before > 0, product / torch.where(before > 0, before, 1), 0)
+            step, step_damped = new + beta * step, damped + beta * step_damped
+        return x, residual
 
-    def _projected(self, v: Tensor) -> Tensor:
-        """Without the part along r where that is in the kernel: rounding puts it there."""
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """The inner product <u, v / r>, (*batch, 1)."""
         r = self._left.mass
-        return torch.where(self.flat, v - r * (v.sum(-1, keepdim=True) / r.sum(-1, keepdim=True)), v)
+        return (u * v * torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)).sum(-1, keepdim=True)
+
+    def _square(self, v: Tensor) -> Tensor:
+        return self._inner(v, self._left.damp(v))
+
+    def _inverses(self, slow: Tensor) -> _Inverses:
+        """Approximate inverses for the slow items of a batch, by their index."""
+        problem = self._problem
+        assert problem.epsilon is not None
+        side_a, side_b = problem.sides
+        F, G, r, c = absorbed(self.f, side_a), absorbed(self.g, side_b), self._left.mass, self._right.mass
+        epsilon = problem.epsilon.expand(problem.batch_shape)
+        out: _Inverses = {}
+        for index in np.ndindex(*slow.shape):
+            if slow[index]:
+                geometry = problem.geometry.item(index)
+                inverse = support_inverse(geometry, F[index], G[index], epsilon[index], r[index], c[index])
+                if inverse is not None:
+                    out[index] = inverse
+        return out
+
+    def _projected(self, v: Tensor, inverses: _Inverses | None = None) -> Tensor:
+        """Without the part along r where that is in the kernel, or along its parts that are: rounding puts it there."""
+        r = self._left.mass
+        v = torch.where(self.flat, v - r * (v.sum(-1, keepdim=True) / r.sum(-1, keepdim=True)), v)
+        for index, inverse in (inverses or {}).items():
+            if inverse.parts is not None:
+                sums = (torch.zeros_like(t[index]).index_add(0, inverse.parts, t[index]) for t in (v, r))
+                share = next(sums) / next(sums)
+                v[index] = v[index] - r[index] * share[inverse.parts]
+        return v
 
     def _report(self, square: Tensor, first: Tensor) -> None:
         worst = float((square / torch.where(first > 0, first, 1)).max().clamp(min=0).sqrt())

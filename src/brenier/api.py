@@ -31,9 +31,11 @@ from .solvers import (
     SinkhornNewton,
     Solver,
     SparseNewton,
+    SymmetricSinkhorn,
     run,
 )
 from .solvers.entropic.hybrid import takes_newton
+from .solvers.entropic.symmetric import is_positive, is_symmetric
 
 __all__ = ["solve"]
 
@@ -43,6 +45,7 @@ _SMALL = 0.01  # epsilon over the mean cost up to which they do
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
+    "symmetric-sinkhorn": SymmetricSinkhorn,
     "multiscale": Multiscale,
     "sns": SparseNewton,
     "newton": Newton,
@@ -93,10 +96,11 @@ def solve(
             `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
-        solver: "auto", "sinkhorn", "sinkhorn-newton", "multiscale", "sns", "newton", "network-simplex", "monotone",
-            "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
-            iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to three dimensions, at
-            an epsilon up to a hundredth of the mean cost, it is "multiscale".
+        solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "multiscale", "sns", "newton",
+            "network-simplex", "monotone", "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is
+            Sinkhorn until it forecasts too many iterations, and sparse Newton from there on; beyond 10,000 x 10,000
+            points in up to three dimensions, at an epsilon up to a hundredth of the mean cost, it is "multiscale". A
+            measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -216,6 +220,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         return DualAscent(), "a regularizer was given"
     n, m = problem.shape
     if problem.epsilon is not None:
+        if is_positive(problem.geometry) and is_symmetric(problem):
+            return SymmetricSinkhorn(), "an epsilon was given, and both sides are one measure"
         if takes_newton(problem) and n * m <= _NEWTON_LIMIT:
             return SinkhornNewton(), "an epsilon was given"
         if n * m > _NEWTON_LIMIT and _clusters(problem):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._inputs import check_finite, float_tensor, kind_of, same_place
-from ..costs import Cost, InnerProductCost, Lp, as_cost
+from ..costs import Cost, Factors, InnerProductCost, Lp, as_cost
 from ..errors import refuse
 from ..kernels.reference import Pairs
 from .base import Lines, PairGeometry
@@ -157,6 +157,11 @@ class PointCloud(PairGeometry):
         if not record:
             self._cache = out
         return out
+
+    def factors(self) -> Factors | None:
+        """The cost as h_i + k_j - <u_i, v_j>, of the centred clouds; None where it is not of that form."""
+        pairs, h, k = self._pairs()
+        return Factors(h, k, pairs.rows[0], pairs.cols[0]) if pairs.kind == "dot" else None
 
     def cost_at(self, rows: Tensor, cols: Tensor) -> Tensor:
         return self.ground(_pick(self.x, rows), _pick(self.y, cols))

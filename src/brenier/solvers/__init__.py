@@ -5,9 +5,12 @@ from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
 from .entropic.multiscale import Multiscale
 from .entropic.newton import Newton, SparseNewton
-from .entropic.relaxation import OverRelaxation, Plain, Relaxation
+from .entropic.relaxation import Anderson, OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
+from .entropic.start import GaussianStart, Given, SortingStart, Start, Zeros
+from .entropic.subsample import SubsampleStart
+from .entropic.symmetric import SymmetricSinkhorn
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
@@ -16,9 +19,12 @@ from .quadratic.methods import LBFGS, Adam, Method
 __all__ = [
     "LBFGS",
     "Adam",
+    "Anderson",
     "Annealing",
     "DualAscent",
     "Fixed",
+    "GaussianStart",
+    "Given",
     "Halving",
     "Method",
     "Monotone",
@@ -32,6 +38,11 @@ __all__ = [
     "Sinkhorn",
     "SinkhornNewton",
     "Solver",
+    "SortingStart",
     "SparseNewton",
+    "Start",
+    "SubsampleStart",
+    "SymmetricSinkhorn",
+    "Zeros",
     "run",
 ]

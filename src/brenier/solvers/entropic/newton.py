@@ -17,6 +17,7 @@ from ...geometry import CostMatrix, Geometry
 from ...marginals import Exact, log_weights
 from ...plan import GibbsPlan
 from ...problem import Problem
+from ...schur import largest_entries
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_number, check_start
 from .relaxation import Plain
@@ -419,14 +420,8 @@ class SparseNewton(_NewtonSolver):
             K = _numpy(dense)
             transposed = K.T
         else:
-            rows, cols, reduced = problem.geometry.smallest(F, G, item.entries)
-            from scipy.sparse import csr_array  # slow to import
-
-            values = (-reduced / eps).exp()
-            keep = values > 0
-            index = (_numpy(rows[keep]), _numpy(cols[keep]))
-            K = csr_array((_numpy(values[keep]), index), shape=(n, m))
-            transposed = csr_array(K.T)
+            K = largest_entries(problem.geometry, F, G, eps, item.entries)
+            transposed = K.T.tocsr()
         return _Hessian(lambda x: x - K @ (transposed @ x), item.entries / (n * m), lambda: 1, K)
 
 

@@ -13,11 +13,12 @@ from ...marginals import Exact, log_weights, translation
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, check_start
-from .relaxation import OverRelaxation, Relaxation, RelaxationState
+from ..base import Outcome, Solver, check_number
+from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
+from .start import Given, Start, Zeros
 
-__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState"]
+__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "towards"]
 
 _DOUBTFUL = 0.1  # rounding of the plan's entries, in tolerances, from which float32 is not believed
 DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -31,7 +32,7 @@ class SinkhornState(NamedTuple):
     epsilon: Tensor  # of the next step
     level: Tensor  # of the last step
     error: Tensor  # (*batch,) relative to the mass; inf while epsilon still moves
-    relaxation: RelaxationState
+    relaxation: RelaxationState | AndersonState
     tight: Tensor  # (*batch,), whether the last update of g was a plain one, which makes the column marginal exact
     closing: Tensor  # (*batch,), whether the pair that `error` speaks of was tight
 
@@ -52,7 +53,8 @@ class Sinkhorn(Solver[SinkhornState]):
         max_iter: iterations, those of the schedule included.
         schedule: the way down to the problem's epsilon.
         relaxation: how far each update goes beyond the plain one; `Plain()` switches it off.
-        f, g: potentials to start from, e.g. those of a nearby problem; they start at epsilon itself.
+        start: the potentials to begin with; all but `Zeros()` begin at epsilon itself.
+        f, g: short for `start=Given(f, g)`.
 
     Reference:
         Cuturi (2013), Sinkhorn distances; Chizat et al. (2018), Scaling algorithms for unbalanced problems; Séjourné,
@@ -63,9 +65,10 @@ class Sinkhorn(Solver[SinkhornState]):
     tol: float | None = None
     max_iter: int = 5000
     schedule: Schedule = Halving()
-    relaxation: Relaxation = OverRelaxation()
+    relaxation: Relaxation[Any] = Anderson()
     f: Tensor | None = None
     g: Tensor | None = None
+    start: Start = Zeros()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,51 +76,70 @@ class Sinkhorn(Solver[SinkhornState]):
             check_number("tol", self.tol)
         if not isinstance(self.schedule, Schedule):
             refuse("schedule", "a Schedule such as Halving() or Fixed()", repr(self.schedule))
+        if not isinstance(self.start, Start):
+            refuse("start", "a Start such as Zeros() or GaussianStart()", repr(self.start))
+        if self._given and not isinstance(self.start, Zeros):
+            refuse("start", "none beside the potentials f and g", repr(self.start))
+
+    @property
+    def _given(self) -> bool:
+        return self.f is not None or self.g is not None
+
+    @property
+    def beginning(self) -> Start:
+        """The start in use, which is that of `f` and `g` where they were given."""
+        return Given(self.f, self.g) if self._given else self.start
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
-        check_start("sinkhorn start f", self.f, problem.shape[0])
-        check_start("sinkhorn start g", self.g, problem.shape[1])
+        self.beginning.check(problem)
 
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
-        warm = self.f is not None or self.g is not None
-        f = problem.a.new_zeros(problem.a.shape) if self.f is None else self.f.to(problem.a).expand(problem.a.shape)
-        g = problem.b.new_zeros(problem.b.shape) if self.g is None else self.g.to(problem.b).expand(problem.b.shape)
-        epsilon = problem.epsilon if warm else self.schedule.start(problem)
+        begin = self.beginning
+        f, g = begin.potentials(problem)
+        epsilon = begin.epsilon(problem, self.schedule)
         error = torch.full_like(f[..., 0], torch.inf)
         level = torch.full_like(epsilon, torch.inf)
         never = torch.zeros_like(error, dtype=torch.bool)
-        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(error), never, never)
+        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
         eps = state.epsilon
-        line = eps.unsqueeze(-1) if eps.dim() else eps
-        left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
-        log_a = log_weights(side_a.reference)
-        shift = translation(problem.marginals, (side_a, side_b), state.f, state.g)
+        shift = translation(problem.marginals, problem.sides_at(eps), state.f, state.g)
         old_f, old_g = (state.f, state.g) if shift is None else (state.f + shift, state.g - shift)
-        soft = problem.geometry.softmin(old_g + side_b.absorbed(), eps)
-        f = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
-        before = (log_a + (old_f - soft) / line).exp()  # the row sums of the plan before this step, and after
-        after = problem.a if isinstance(left, Exact) else (log_a + (f - soft) / line).exp()
-        error = (before - after).abs().sum(-1) / problem.a.sum(-1)
+        f, error, after = self._updated(problem, old_f, old_g, eps)
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
         relaxation = self.relaxation.next(state.relaxation, error)
         # close with a plain step, so that the answer's column marginal is exact
-        omega = torch.where(error <= self._tol(problem), 1, relaxation.omega)
+        met = error <= self._tol(problem)
+        mixed, relaxation = self.relaxation.mixed(relaxation, old_f, f, after, error)
+        f = torch.where(met.unsqueeze(-1), f, mixed)
+        omega = torch.where(met, 1, relaxation.omega)
         tight = omega == 1
         plain, omega = bool(tight.all()), omega.unsqueeze(-1)
         if not plain:
-            f = _towards(old_f, f, omega)
+            f = towards(old_f, f, omega)
         g = self._columns(problem, f, eps)
         if not plain:
-            g = _towards(old_g, g, omega)
+            g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
         return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight)
+
+    @staticmethod
+    def _updated(problem: Problem, f: Tensor, g: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best f for this g, what it changes in the row sums, relative to the mass, and those it has."""
+        line = eps.unsqueeze(-1) if eps.dim() else eps
+        left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
+        soft = problem.geometry.softmin(g + side_b.absorbed(), eps)
+        best = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
+        log_a = log_weights(side_a.reference)
+        before = (log_a + (f - soft) / line).exp()  # the row sums of the plan with the old f, and with the new
+        after = problem.a if isinstance(left, Exact) else (log_a + (best - soft) / line).exp()
+        return best, (before - after).abs().sum(-1) / problem.a.sum(-1), after
 
     @staticmethod
     def _columns(problem: Problem, f: Tensor, eps: Tensor) -> Tensor:
@@ -185,7 +207,7 @@ class Sinkhorn(Solver[SinkhornState]):
         return Outcome(GibbsPlan(problem.geometry, F, G, eps), state.f, g, stats)
 
 
-def _towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
+def towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
     """Old + omega (new - old), and -inf where there can be no mass."""
     return torch.where(torch.isfinite(new), torch.lerp(old, new, omega), new)
 
