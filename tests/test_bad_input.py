@@ -295,13 +295,15 @@ CASES += [
 CASES += [
     (
         lambda: solve(X, Y, solver="magic"),
-        "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'multiscale', 'sns', "
-        "'newton', 'network-simplex', 'monotone', 'dual-ascent', 'annealing' or a Solver, got 'magic'.",
+        "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'dual-ascent', 'annealing' or a Solver, "
+        "got 'magic'.",
     ),
     (
         lambda: solve(X, Y, solver=3),
-        "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'multiscale', 'sns', "
-        "'newton', 'network-simplex', 'monotone', 'dual-ascent', 'annealing' or a Solver, got 3.",
+        "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'dual-ascent', 'annealing' or a Solver, "
+        "got 3.",
     ),
     (
         lambda: solve(X, Y, solver="sinkhorn"),

@@ -26,6 +26,7 @@ from .solvers import (
     Multiscale,
     NetworkSimplex,
     Newton,
+    NewtonPath,
     Plain,
     Sinkhorn,
     SinkhornNewton,
@@ -34,7 +35,7 @@ from .solvers import (
     SymmetricSinkhorn,
     run,
 )
-from .solvers.entropic.hybrid import takes_newton
+from .solvers.entropic.newton import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 
 __all__ = ["solve"]
@@ -46,6 +47,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
     "symmetric-sinkhorn": SymmetricSinkhorn,
+    "newton-path": NewtonPath,
     "multiscale": Multiscale,
     "sns": SparseNewton,
     "newton": Newton,
@@ -96,9 +98,9 @@ def solve(
             `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
-        solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "multiscale", "sns", "newton",
-            "network-simplex", "monotone", "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto" is
-            Sinkhorn until it forecasts too many iterations, and sparse Newton from there on; beyond 10,000 x 10,000
+        solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
+            "newton", "network-simplex", "monotone", "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto"
+            is Sinkhorn until it forecasts too many iterations, and "newton-path" from there on; beyond 10,000 x 10,000
             points in up to three dimensions, at an epsilon up to a hundredth of the mean cost, it is "multiscale". A
             measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.

@@ -16,6 +16,7 @@
 namespace brenier {
 void bind_pairwise(nanobind::module_& module);
 void bind_tiny_sinkhorn(nanobind::module_& module);
+void bind_laplacian(nanobind::module_& module);
 }
 
 namespace nb = nanobind;
@@ -133,4 +134,5 @@ NB_MODULE(_native, module) {
   bind_listed_transport(module);
   brenier::bind_pairwise(module);
   brenier::bind_tiny_sinkhorn(module);
+  brenier::bind_laplacian(module);
 }

@@ -97,7 +97,7 @@ def test_a_quiet_callback_changes_nothing() -> None:
 def test_one_status_for_each_problem() -> None:
     x = torch.stack([X, 30 * X])  # the second is far harder at the same epsilon
     with pytest.warns(NotConvergedWarning, match=r"1 of 2 problems"):
-        solution = brenier.solve(x, Y, epsilon=1.0, max_iter=60)
+        solution = brenier.solve(x, Y, epsilon=1.0, max_iter=20)
     assert solution.statuses == (Status.CONVERGED, Status.MAX_ITER)
     assert solution.status is Status.MAX_ITER
     assert_close(solution.value[0], entropic(C, A, B, 1.0).value, 1e-5)

@@ -5,6 +5,7 @@ from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
 from .entropic.multiscale import Multiscale
 from .entropic.newton import Newton, SparseNewton
+from .entropic.path import NewtonPath
 from .entropic.relaxation import Anderson, OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
@@ -31,6 +32,7 @@ __all__ = [
     "Multiscale",
     "NetworkSimplex",
     "Newton",
+    "NewtonPath",
     "OverRelaxation",
     "Plain",
     "Relaxation",

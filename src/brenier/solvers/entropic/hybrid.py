@@ -13,25 +13,27 @@ from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
-from .newton import NewtonState, SparseNewton, unbatched
-from .schedule import Fixed
+from .newton import takes_newton, unbatched
+from .path import NewtonPath, PathState
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
+from .start import Zeros
 
-__all__ = ["HybridState", "SinkhornNewton", "takes_newton"]
+__all__ = ["HybridState", "SinkhornNewton"]
 
-_FIRST_LOOK = 50  # iterations at the problem's epsilon before the first forecast: over-relaxation needs two windows
-_SECOND_LOOK = 80
+_SMALL = 2e-3  # epsilon over the mean cost from which on Sinkhorn is not even tried for one problem
+_GLANCE = 20  # iterations at the problem's epsilon after which Newton's method must be near for one problem
+_FIRST_LOOK = 40  # iterations before the first forecast
 _WINDOW = 10  # iterations between two forecasts
-_HOPELESS = 1000  # iterations still to go that end the matter at once
-_PATIENCE = 200  # iterations still to go that Newton's method is taken to beat, from the second look on
-_MOST_STEPS = 300  # of Newton's method for an item of a batch
+_PATIENCE = 40  # iterations still to go that Newton's method is taken to beat
+_BATCH_PATIENCE = 1000  # the same in a batch, whose items share their iterations
+_NEAR = 0.05  # error from which Newton's method can start at the problem's own epsilon
 
 
 class HybridState(NamedTuple):
-    """Where the solve is: in Sinkhorn's iteration, or in Newton's from where Sinkhorn stood."""
+    """Where the solve is: in Sinkhorn's iteration, or in Newton's."""
 
     sinkhorn: SinkhornState
-    newton: NewtonState | None  # for one problem
+    path: PathState | None  # for one problem
     steps: int  # of Sinkhorn at the problem's epsilon
     mark: Tensor  # (*batch,) its error when the running window began
     tried: Tensor  # (*batch,) items of a batch that Newton's method has had
@@ -40,24 +42,19 @@ class HybridState(NamedTuple):
     @property
     def f(self) -> Tensor:
         """The potential of the sources so far, (*batch, n)."""
-        return self.sinkhorn.f if self.newton is None else self.newton.items[0].f
+        return self.sinkhorn.f if self.path is None else self.path.items[0].f
 
     @property
     def g(self) -> Tensor:
         """The potential of the targets so far, (*batch, m)."""
-        return self.sinkhorn.g if self.newton is None else self.newton.items[0].g
+        return self.sinkhorn.g if self.path is None else self.path.items[0].g
 
     @property
     def error(self) -> float:
         """The largest marginal error, relative to the mass."""
-        if self.newton is not None:
-            return max(i.error for i in self.newton.items)
+        if self.path is not None:
+            return max(i.error for i in self.path.items)
         return float(self.sinkhorn.error.max())
-
-
-def takes_newton(problem: Problem) -> bool:
-    """Whether the Newton solvers can take this problem."""
-    return problem.balanced and problem.reference == "product"
 
 
 @dataclass(frozen=True)
@@ -65,22 +62,23 @@ class SinkhornNewton(Solver[HybridState]):
     r"""Sinkhorn with a forecast: when its rate says that too many iterations are left, sparse Newton takes over.
 
     Sinkhorn contracts by a factor that is close to one when epsilon is small; Newton does not care, but a step costs
-    as much as tens of iterations. The factor is seen in the errors, so the choice needs no knowledge of the problem
-    and costs at most what Sinkhorn did before it was dismissed. Of a batch, the items that are hopeless for Sinkhorn go
-    to Newton one by one, inside one iteration; it takes many more to be worth that there, as the others share theirs.
+    as much as some iterations. The factor is seen in the errors, so the choice needs no knowledge of the problem and
+    costs at most what Sinkhorn did before it was dismissed; below 0.002 x mean cost, where the choice is known, one
+    problem goes to `NewtonPath` at once. Of a batch, the items that are hopeless for Sinkhorn go to Newton one by one,
+    inside one iteration; it takes many more to be worth that there, as the others share theirs.
 
     Args:
         tol: relative marginal error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
         max_iter: iterations of both together.
         sinkhorn: the first solver; its `tol` is not used.
-        newton: the second one; its `tol` and start are not used.
+        path: the second one; its `tol` and start are not used.
     """
 
     name: ClassVar[str] = "sinkhorn-newton"
     tol: float | None = None
     max_iter: int = 5000
     sinkhorn: Sinkhorn = Sinkhorn()
-    newton: SparseNewton = SparseNewton()
+    path: NewtonPath = NewtonPath()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,9 +91,8 @@ class SinkhornNewton(Solver[HybridState]):
     def _first(self, problem: Problem) -> Sinkhorn:
         return replace(self.sinkhorn, tol=self._goal(problem))
 
-    def _second(self, problem: Problem, state: HybridState | None = None) -> SparseNewton:
-        newton = replace(self.newton, tol=self._goal(problem), schedule=Fixed())
-        return newton if state is None else replace(newton, f=state.sinkhorn.f, g=state.sinkhorn.g)
+    def _second(self, problem: Problem, f: Tensor | None = None, g: Tensor | None = None) -> NewtonPath:
+        return replace(self.path, tol=self._goal(problem), f=f, g=g)
 
     def check(self, problem: Problem) -> None:
         if problem.epsilon is None:
@@ -106,12 +103,17 @@ class SinkhornNewton(Solver[HybridState]):
         self.sinkhorn.beginning.check(problem)
 
     def init(self, problem: Problem) -> HybridState:
+        assert problem.epsilon is not None
         sinkhorn = self._first(problem).init(problem)
-        return HybridState(sinkhorn, None, 0, sinkhorn.error, torch.zeros_like(sinkhorn.error, dtype=torch.bool))
+        state = HybridState(sinkhorn, None, 0, sinkhorn.error, torch.zeros_like(sinkhorn.error, dtype=torch.bool))
+        cold = isinstance(self.sinkhorn.beginning, Zeros) and not problem.batch_shape
+        if cold and bool(problem.epsilon <= _SMALL * problem.geometry.detach().mean_cost()):
+            return state._replace(path=self._second(problem).init(problem))
+        return state
 
     def step(self, problem: Problem, state: HybridState) -> HybridState:
-        if state.newton is not None:
-            return state._replace(newton=self._second(problem).step(problem, state.newton))
+        if state.path is not None:
+            return state._replace(path=self._second(problem).step(problem, state.path))
         first = self._first(problem)
         sinkhorn = first.step(problem, state.sinkhorn)
         state = state._replace(sinkhorn=sinkhorn)
@@ -123,6 +125,8 @@ class SinkhornNewton(Solver[HybridState]):
         state = state._replace(steps=state.steps + 1)
         if state.steps % _WINDOW:
             return state
+        if alone and state.steps == _GLANCE and bool(error > 2 * _NEAR):
+            return self._handed_over(problem, state)
         slow = self._slow(problem, state)
         if state.steps >= _FIRST_LOOK and bool(slow.any()):
             return self._handed_over(problem, state) if alone else self._polished(problem, state, slow)
@@ -133,11 +137,13 @@ class SinkhornNewton(Solver[HybridState]):
         error, goal = state.sinkhorn.error, self._goal(problem)
         rate = (error / state.mark).pow(1 / _WINDOW)
         left = torch.where(rate < 1, (goal / error).log() / rate.log(), torch.inf)
-        early = state.steps < _SECOND_LOOK or bool(problem.batch_shape)
-        return (left > (_HOPELESS if early else _PATIENCE)) & (error > goal) & ~state.tried
+        return (left > (_BATCH_PATIENCE if problem.batch_shape else _PATIENCE)) & (error > goal) & ~state.tried
 
     def _handed_over(self, problem: Problem, state: HybridState) -> HybridState:
-        return state._replace(newton=self._second(problem, state).init(problem))
+        s = state.sinkhorn
+        near = bool(s.error <= _NEAR)
+        second = self._second(problem, s.f, s.g) if near else self._second(problem)
+        return state._replace(path=second.init(problem))
 
     def _polished(self, problem: Problem, state: HybridState, slow: Tensor) -> HybridState:
         """Newton's method for some items of a batch, to its end."""
@@ -147,37 +153,38 @@ class SinkhornNewton(Solver[HybridState]):
         for index, item in zip(np.ndindex(*slow.shape), unbatched(problem)):
             if not slow[index]:
                 continue
-            newton = replace(self._second(item), f=f[index], g=g[index])
-            current, steps = newton.init(item), 0
-            while newton.terminate(item, current) is None and steps < _MOST_STEPS:
-                current, steps = newton.step(item, current), steps + 1
-            outcome = newton.finish(item, current)
+            near = bool(error[index] <= _NEAR)
+            path = self._second(item, f[index], g[index]) if near else self._second(item)
+            current, rounds = path.init(item), 0
+            while path.terminate(item, current) is None and rounds < path.max_iter:
+                current, rounds = path.step(item, current), rounds + 1
+            outcome = path.finish(item, current)
             total += outcome.stats["n_newton"]
-            if newton.error(current) < error[index]:
+            if path.error(current) < error[index]:
                 f[index], g[index] = outcome.f.to(f), outcome.g.to(g)
-                error[index], ended[index] = newton.error(current), True
+                error[index], ended[index] = path.error(current), True
         after = sinkhorn._replace(f=f, g=g, error=error, tight=sinkhorn.tight | ended, closing=ended)
         return state._replace(sinkhorn=after, mark=error, tried=state.tried | slow, newton_steps=total)
 
     def done(self, problem: Problem, state: HybridState) -> Tensor | None:
-        return None if state.newton is not None else self._first(problem).done(problem, state.sinkhorn)
+        return None if state.path is not None else self._first(problem).done(problem, state.sinkhorn)
 
     def terminate(self, problem: Problem, state: HybridState) -> tuple[Status, ...] | None:
-        if state.newton is None:
+        if state.path is None:
             return self._first(problem).terminate(problem, state.sinkhorn)
-        return self._second(problem).terminate(problem, state.newton)
+        return self._second(problem).terminate(problem, state.path)
 
     def verdict(self, problem: Problem, state: HybridState) -> tuple[Status, ...]:
-        if state.newton is None:
+        if state.path is None:
             return self._first(problem).verdict(problem, state.sinkhorn)
-        return self._second(problem).verdict(problem, state.newton)
+        return self._second(problem).verdict(problem, state.path)
 
     def error(self, state: HybridState) -> float:
         return state.error
 
     def finish(self, problem: Problem, state: HybridState) -> Outcome:
-        if state.newton is None:
+        if state.path is None:
             outcome = self._first(problem).finish(problem, state.sinkhorn)
             return outcome._replace(stats={**outcome.stats, "n_newton": state.newton_steps})
-        outcome = self._second(problem).finish(problem, state.newton)
+        outcome = self._second(problem).finish(problem, state.path)
         return outcome._replace(stats={**outcome.stats, "n_sinkhorn": state.steps + outcome.stats["n_sinkhorn"]})

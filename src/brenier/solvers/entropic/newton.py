@@ -24,7 +24,7 @@ from .relaxation import Plain
 from .schedule import Fixed, Halving, Schedule
 from .sinkhorn import Sinkhorn
 
-__all__ = ["Newton", "NewtonState", "SparseNewton", "unbatched"]
+__all__ = ["Newton", "NewtonState", "SparseNewton", "takes_newton", "unbatched"]
 
 Array = NDArray[np.float64]
 
@@ -525,6 +525,11 @@ def _factorised(K: Any, rhs: Array, scale: Array, shift: float) -> Array:
             out: Array = torch.cholesky_solve(torch.from_numpy(rhs).unsqueeze(-1), factor).squeeze(-1).numpy()
             return out
         jitter *= 10
+
+
+def takes_newton(problem: Problem) -> bool:
+    """Whether the Newton solvers can take this problem."""
+    return problem.balanced and problem.reference == "product"
 
 
 def unbatched(problem: Problem) -> list[Problem]:
