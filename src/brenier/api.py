@@ -72,6 +72,7 @@ def solve(
     throw: bool = False,
     progress: bool = False,
     callback: Callable[[int, Any], bool | None] | None = None,
+    timeout: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Solution:
     r"""Solve an optimal transport problem and say how good the answer is.
@@ -106,6 +107,7 @@ def solve(
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
+        timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
         generator: for solvers that draw random numbers; those listed above draw none.
 
     Returns:
@@ -114,6 +116,7 @@ def solve(
     Raises:
         InvalidInput: an argument breaks a rule; the message says what was expected, what came, and the cure.
         NotConverged: with `throw=True`.
+        KeyboardInterrupt: Ctrl-C ends a solve at once, without an answer; give a timeout or a callback to keep one.
 
     Complexity: Sinkhorn O(n m d) time for an iteration and O(n + m) memory; the network simplex holds the n x m
     cost of small problems and O(n + m) numbers for large ones; on the line O((n + m) log(n + m)).
@@ -149,6 +152,7 @@ def solve(
         warn=not truncated,  # that many iterations were asked for
         progress=progress,
         callback=callback,
+        timeout=timeout,
     )
 
 

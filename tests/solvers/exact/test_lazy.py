@@ -220,7 +220,7 @@ def test_any_duals_will_do_for_a_start() -> None:
 def test_a_callback_stops_between_rounds_with_a_feasible_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy, "_FIRST", 1)
     monkeypatch.setattr(lazy, "_EXTRA", 1)
-    x, y, a = cloud(300, 2, 0), cloud(300, 2, 1), weights(300)
+    x, y, a = cloud(300, 2, 0), cloud(300, 2, 1) + 5, weights(300)
     gaps = []
 
     def callback(iteration: int, state: simplex.SimplexState) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, check_start
+from ..base import Outcome, Solver, check_number, check_start, time_is_up
 from .newton import NewtonState, SparseNewton, unbatched
 from .schedule import Fixed
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
@@ -146,11 +146,11 @@ class SinkhornNewton(Solver[HybridState]):
         f, g, error, ended = (t.clone() for t in (sinkhorn.f, sinkhorn.g, sinkhorn.error, sinkhorn.closing))
         total = state.newton_steps
         for index, item in zip(np.ndindex(*slow.shape), unbatched(problem)):
-            if not slow[index]:
+            if not slow[index] or time_is_up():
                 continue
             newton = replace(self._second(item), f=f[index], g=g[index])
             current, steps = newton.init(item), 0
-            while newton.terminate(item, current) is None and steps < _MOST_STEPS:
+            while newton.terminate(item, current) is None and steps < _MOST_STEPS and not time_is_up():
                 current, steps = newton.step(item, current), steps + 1
             outcome = newton.finish(item, current)
             total += outcome.stats["n_newton"]
