@@ -1,4 +1,4 @@
-"""Exact solves that run out of time or are interrupted: a feasible plan and the gap to feasible duals, or a clean end."""
+"""Exact solves that run out of time or are interrupted: a feasible plan and its gap, or a clean end."""
 
 from __future__ import annotations
 

@@ -237,7 +237,8 @@ class LazyTransport:
     def _gap(self) -> float:
         rows, cols, flow, *_ = self._basis()
         primal = float(self._priced(_Arcs(rows, cols))[2] @ self._mass(rows, cols, flow))
-        return max(0.0, primal - self._best) / max(abs(primal), np.finfo(np.float64).tiny)
+        scale = self._dual(self._f.abs(), self._g.abs())  # an optimum of zero is zero to the rounding of these
+        return max(0.0, primal - self._best) / max(abs(primal), 1e-12 * scale, np.finfo(np.float64).tiny)
 
     def _basis(self) -> tuple[Tensor, Tensor, _Int, Tensor, Tensor, int]:
         rows, cols, flow, f, g, n_iter = self._simplex.basis()
