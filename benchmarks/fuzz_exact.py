@@ -55,7 +55,10 @@ CLOUDS: dict[str, Callable[[np.random.Generator, int, int, int], tuple[np.ndarra
     "lattice": lambda r, n, m, d: tuple(r.integers(0, 4, size=(k, d)).astype(float) for k in (n, m)),  # type: ignore[dict-item,return-value]
     "one point": lambda r, n, m, d: (np.zeros((n, d)), np.ones((m, d))),
     "collinear": lambda r, n, m, d: (np.outer(r.normal(size=n), np.ones(d)), np.outer(r.normal(size=m), np.ones(d))),
-    "duplicates": lambda r, n, m, d: (r.normal(size=(2, d))[r.integers(0, 2, n)], r.normal(size=(3, d))[r.integers(0, 3, m)]),
+    "duplicates": lambda r, n, m, d: (
+        r.normal(size=(2, d))[r.integers(0, 2, n)],
+        r.normal(size=(3, d))[r.integers(0, 3, m)],
+    ),
     "equal": lambda r, n, m, d: (lambda x: (x[:n], x[:m]))(r.normal(size=(max(n, m), d))),
     "translated": lambda r, n, m, d: (lambda x: (x[:n], r.permutation(x)[:m] + 0.3))(r.normal(size=(max(n, m), d))),
     "far": lambda r, n, m, d: (r.normal(size=(n, d)), r.normal(size=(m, d)) + 1e4),
@@ -122,7 +125,9 @@ def draw(number: int, most: int = 40) -> Instance:
         kind = str(r.choice(list(MATRICES)))
         cost = np.ascontiguousarray(MATRICES[kind](r, n, m) * scale)
         geometry, name, line = CostMatrix(torch.from_numpy(cost)), kind, False
-    return Instance(f"{name}, {n} x {m}, {names[0]} to {names[1]}, scale {scale:g}, mass {mass:g}", geometry, cost, a, b, line)
+    return Instance(
+        f"{name}, {n} x {m}, {names[0]} to {names[1]}, scale {scale:g}, mass {mass:g}", geometry, cost, a, b, line
+    )
 
 
 def solvers(instance: Instance) -> Iterator[brenier.solvers.Solver]:
@@ -225,7 +230,9 @@ def main() -> int:
             kinds.update(line.split(": ")[1].rstrip("0123456789.e+-") for line in faulty)
             if wrong <= 30:
                 print(f"{number}: {instance.name}", *faulty, sep="\n    ", flush=True)
-    print(f"{len(numbers)} instances, {wrong} wrong, longest {longest:.2f} s, {time.perf_counter() - start:.0f} s in all")
+    print(
+        f"{len(numbers)} instances, {wrong} wrong, longest {longest:.2f} s, {time.perf_counter() - start:.0f} s in all"
+    )
     for kind, count in kinds.most_common():
         print(f"{count:>6} {kind}")
     return int(wrong > 0)

@@ -34,7 +34,10 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", brenier.NotConvergedWarning)
-    print(f"{'kind':<15} {'size':>4} {'pairs':<5} {'status':<10} {'cpu':>7} {'seconds':>8} {'pivots':>8} {'rounds':>6}", end="")
+    print(
+        f"{'kind':<15} {'size':>4} {'pairs':<5} {'status':<10} {'cpu':>7} {'seconds':>8} {'pivots':>8} {'rounds':>6}",
+        end="",
+    )
     print(f" {'start':>6} {'pivots':>7} {'pricing':>7} {'gap':>8} {'value':>12}")
     for size in options.sizes:
         for kind in options.kinds:

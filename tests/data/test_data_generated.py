@@ -55,7 +55,7 @@ def test_crops_of_photographs_keep_their_mean(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected one of 'white-noise'.*got 'noise'"):
+    with pytest.raises(ValueError, match=r"expected one of 'white-noise'.*got 'noise'"):
         dotmark("noise")
     with pytest.raises(ValueError, match="at least 2 pixels"):
         dotmark("shapes", 1)
