@@ -20,7 +20,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import brenier  # noqa: E402
-from brenier.data import DOTMARK, dotmark  # noqa: E402
+from brenier.data import dotmark  # noqa: E402
+from brenier.data._generated import DOTMARK  # noqa: E402
 from brenier.solvers import NetworkSimplex  # noqa: E402
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import gamma, kv
 
-from brenier.data import DOTMARK, DataUnavailable, dotmark
+from brenier.data import DataUnavailable, dotmark
 from brenier.data import _generated as generated
 
 
-@pytest.mark.parametrize("kind", DOTMARK)
+@pytest.mark.parametrize("kind", generated.DOTMARK)
 @pytest.mark.parametrize("size", [2, 33])
 def test_every_class_is_a_measure_that_its_generator_decides(kind: str, size: int) -> None:
     try:

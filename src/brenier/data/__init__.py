@@ -15,7 +15,6 @@ from ._fetch import cache_dir as cache_dir
 from ._fetch import from_debian as from_debian
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
-from ._generated import DOTMARK as DOTMARK
 from ._generated import dotmark as dotmark
 from ._images import ColourPhotographs as ColourPhotographs
 from ._images import Images as Images
@@ -38,7 +37,6 @@ from ._speech import japanese_vowels as japanese_vowels
 from ._speech import read_ts as read_ts
 
 __all__ = [
-    "DOTMARK",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
