@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BENCH := .venv-bench
 
-.PHONY: demo test lint docs bench bench-exact bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large smoke pure clean
+.PHONY: demo test lint docs bench bench-exact bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large smoke sanitize pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -54,6 +54,14 @@ bench-batches: $(BENCH)/.bench
 bench-large: $(BENCH)/.bench ## 100,000 and 1,000,000 points in three dimensions
 	$(BENCH)/bin/python benchmarks/large.py
 
+SANITIZED := .venv-sanitize
+sanitize: ## The native engine with address and undefined-behaviour sanitizers, under a part of the tests
+	$(PYTHON) -m venv $(SANITIZED)
+	$(SANITIZED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --config-settings=cmake.define.BRENIER_SANITIZE=address,undefined --config-settings=install.strip=false \
+	  --config-settings=build-dir=build/sanitize '.[test]'
+	SANITIZED_PYTHON=$(SANITIZED)/bin/python sh benchmarks/sanitize.sh
+
 pure: ## Build as if no compiler were there; the suite must pass on the reference engine
 	$(PYTHON) -m venv .venv-pure
 	CC=/bin/false CXX=/bin/false .venv-pure/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -75,4 +83,4 @@ $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-pure $(BENCH) build dist report docs/_build docs/gallery src/brenier/*.so
+	rm -rf .venv .venv-pure $(SANITIZED) $(BENCH) build dist report docs/_build docs/gallery src/brenier/*.so

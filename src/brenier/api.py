@@ -77,6 +77,7 @@ def solve(
     throw: bool = False,
     progress: bool = False,
     callback: Callable[[int, Any], bool | None] | None = None,
+    timeout: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Solution:
     r"""Solve an optimal transport problem and say how good the answer is.
@@ -112,6 +113,7 @@ def solve(
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
+        timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
         generator: for solvers that draw random numbers; those listed above draw none.
 
     Returns:
@@ -120,6 +122,7 @@ def solve(
     Raises:
         InvalidInput: an argument breaks a rule; the message says what was expected, what came, and the cure.
         NotConverged: with `throw=True`.
+        KeyboardInterrupt: Ctrl-C ends a solve at once, without an answer; give a timeout or a callback to keep one.
 
     Complexity: Sinkhorn O(n m d) time for an iteration and O(n + m) memory; the network simplex holds the n x m
     cost of small problems and O(n + m) numbers for large ones; on the line O((n + m) log(n + m)).
@@ -155,6 +158,7 @@ def solve(
         warn=not truncated,  # that many iterations were asked for
         progress=progress,
         callback=callback,
+        timeout=timeout,
     )
 
 

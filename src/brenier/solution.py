@@ -27,6 +27,7 @@ class Status(enum.Enum):
     CONVERGED = "converged: the tolerance was met"
     STAGNATED = "stopped where the dual value no longer rises, before the tolerance was met"
     MAX_ITER = "stopped at max_iter before the tolerance was met; raise max_iter, tol or epsilon"
+    TIME_OUT = "stopped at the timeout; the plan is the best so far"
     INTERRUPTED = "stopped by the callback; the plan is the best so far"
     DIVERGED = "stopped because values left the floating-point range; raise epsilon or use float64"
 

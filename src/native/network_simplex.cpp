@@ -41,7 +41,7 @@ constexpr Index extra_width = 16;     // violators per line that one pricing may
 constexpr Index list_limit = 128;     // arcs per line above which the list drops its worse half
 constexpr Index tie_limit = 8;        // times its width that a row may list
 constexpr Index block_rows = 256;     // rows of the list that are priced between pivots
-constexpr Index poll_every = 256;     // pivots, or dense rows, between two polls
+constexpr Index poll_every = 16;      // pivots, or dense rows, between two polls
 constexpr Index sample_share = 4;     // lines of the problem per line of its sample
 constexpr Index sample_least = 512;   // lines below which no sample is taken
 
@@ -273,6 +273,7 @@ class PivotList {
     const Index count = static_cast<Index>(rows_.size());
     Index cursor = 0;
     for (Index idle = 0; idle < count;) {
+      if (stop()) return false;
       candidates.clear();
       const Index end = std::min(count, cursor + block_rows);
       for (Index r = cursor; r < end; ++r) {
@@ -366,6 +367,7 @@ class DenseSimplex : PivotList {
       refresh();
       arcs.clear();
       if (!price_all(arcs)) break;
+      keep_duals();
       if ((optimal = arcs.empty())) break;
       keep_list(arcs);
     }
@@ -384,7 +386,7 @@ class DenseSimplex : PivotList {
   void start() {
     if (problem_.f || problem_.g) {
       start_duals(problem_.f, problem_.g);
-    } else if (static_cast<Index>(rows_.size() + cols_.size()) < sample_least) {
+    } else if (static_cast<Index>(rows_.size() + cols_.size()) < sample_least || stop_()) {
       start_duals(nullptr, nullptr);
     } else {
       start_duals(nullptr, sample_duals().data());
@@ -395,7 +397,9 @@ class DenseSimplex : PivotList {
     for (Index i : rows_) {
       shortlist(i, first_, infinity, arcs);
       scale = std::max(scale, std::abs(p_[i]));
+      poll(i);
     }
+    keep_duals();
     GreedyTree greedy(tree_, rows_, cols_, problem_.supply, problem_.demand, n_, m_);
     greedy.ship_in_order(arcs, rounding * scale);
 
@@ -403,6 +407,7 @@ class DenseSimplex : PivotList {
     std::vector<Arc> open;
     for (Index i : rows_) {
       if (!greedy.row_alive(i)) continue;
+      poll(i);
       open.clear();
       for (Index j : cols_)
         if (greedy.col_alive(j)) open.push_back({i, j, row_cost(i)[j], reduced(i, j, row_cost(i)[j])});
@@ -415,12 +420,17 @@ class DenseSimplex : PivotList {
       }
     }
     for (Index i : rows_)
-      for (Index j : cols_)
-        if (greedy.row_waits(i) && greedy.col_alive(j)) greedy.settle(i, j);
+      for (std::size_t k = 0; k < cols_.size() && greedy.row_waits(i); ++k)
+        if (greedy.col_alive(cols_[k])) greedy.settle(i, cols_[k]);
     for (Index j : cols_)
       if (greedy.col_alive(j)) tree_.set_root(n_ + j);
     refresh();
     list(arcs);
+  }
+
+  // Nothing is cut short before there is a feasible plan, but a `stop` that throws is heard.
+  void poll(Index i) {
+    if (i % poll_every == 0) stop_();
   }
 
   // Feasible duals by c-transforms, from g, else from f, else from zero: each row and column gets a tight arc.
@@ -431,13 +441,14 @@ class DenseSimplex : PivotList {
     } else {
       for (Index j : cols_) p_cols()[j] = g ? -g[j] : 0.0;
     }
-    for (Index i : rows_) p_[i] = row_minimum(i);
+    for (Index i : rows_) p_[i] = row_minimum(i), poll(i);
     transform_columns();
+    std::fill(least_.begin(), least_.end(), 0.0);
   }
 
   void transform_columns() {
     std::vector<double> g(m_, infinity);
-    for (Index i : rows_) lower_columns(row_cost(i), p_[i], m_, g.data());
+    for (Index i : rows_) lower_columns(row_cost(i), p_[i], m_, g.data()), poll(i);
     for (Index j : cols_) p_cols()[j] = -g[j];
   }
 
@@ -516,11 +527,29 @@ class DenseSimplex : PivotList {
 
   // ----------------------------------------------------------------------------------------------------- result
 
+  // Lower f by what violates, rounding when optimal, and keep the duals if they are the best so far.
+  void keep_duals() {
+    const auto lowered = [this](Index i) { return p_[i] + std::min(0.0, least_[i]); };
+    double value = 0;
+    for (Index i : rows_) value += lowered(i) * static_cast<double>(problem_.supply[i]);
+    for (Index j : cols_) value -= p_cols()[j] * static_cast<double>(problem_.demand[j]);
+    if (!best_.empty() && !(value > best_value_)) return;
+    best_value_ = value;
+    best_ = p_;
+    for (Index i : rows_) best_[i] = lowered(i);
+  }
+
   TransportBasis result(bool optimal) {
+    if (!optimal) {
+      for (Index i : rows_) least_[i] = row_minimum(i) - p_[i], poll(i);
+    } else {
+      best_.clear();  // these prove the plan, whatever the rounding of their value
+    }
+    keep_duals();
     TransportBasis out = basis();
     out.optimal = optimal;
-    // Lower f by what violates: rounding when optimal, a c-transform of g when stopped before.
-    for (Index i : rows_) out.f[i] += std::min(0.0, optimal ? least_[i] : row_minimum(i) - p_[i]);
+    for (Index i : rows_) out.f[i] = best_[i];
+    for (Index j : cols_) out.g[j] = -best_[n_ + j];
     return out;
   }
 
@@ -529,6 +558,8 @@ class DenseSimplex : PivotList {
   const std::function<bool()>& stop_;
   Index first_, extra_, classes_;
   std::vector<double> least_;        // least reduced cost per row, when last priced
+  std::vector<double> best_;         // the best feasible duals so far, as potentials
+  double best_value_ = 0;
   std::vector<double> minima_, ranked_;
 };
 

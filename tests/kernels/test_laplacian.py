@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, random_array
 from brenier.kernels.build import native
 from brenier.kernels.laplacian import Laplacian
 
+SIZES = [(1, 1, 1.0), (3, 5, 0.5), (40, 30, 0.1), (60, 80, 1.0), (200, 150, 0.02)]
 ENGINES = ["reference", pytest.param("native", marks=pytest.mark.skipif(native is None, reason="not built"))]
 
 

@@ -24,7 +24,7 @@ from brenier import (
     api,
 )
 from brenier.kernels import build
-from brenier.solvers import Fixed, Halving, Monotone, NetworkSimplex, Sinkhorn
+from brenier.solvers import Fixed, Halving, Monotone, NetworkSimplex, Sinkhorn, base
 from problems import array, assert_close, check_encloses, check_feasible, cloud, entropic, entropic_value, weights
 
 X, Y = cloud(6, 2, 1), cloud(7, 2, 2)
@@ -86,6 +86,47 @@ def test_callback_sees_every_iteration_and_stops() -> None:
     assert solution.status is Status.INTERRUPTED
     with pytest.raises(NotConverged, match="stopped by the callback"):
         brenier.solve(X, Y, epsilon=0.05, callback=callback, throw=True)
+
+
+EVERY_SOLVER: dict[str, dict[str, Any]] = {
+    "sinkhorn": {"epsilon": 0.01, "tol": 1e-300},
+    "sinkhorn-newton": {"epsilon": 0.01, "tol": 1e-300},
+    "multiscale": {"epsilon": 0.01, "tol": 1e-10},
+    "sns": {"epsilon": 0.01, "tol": 1e-300},
+    "newton": {"epsilon": 0.01, "tol": 1e-300},
+    "annealing": {"gap": 1e-9},
+    "dual-ascent": {"regularizer": brenier.SquaredNorm(1.0), "tol": 1e-300},
+}
+
+
+@pytest.mark.parametrize("solver", EVERY_SOLVER)
+def test_a_timeout_stops_every_solver_with_bounds_that_hold(solver: str) -> None:
+    with pytest.warns(NotConvergedWarning, match="stopped at the timeout"):
+        solution = brenier.solve(X, Y, solver=solver, timeout=1e-9, **EVERY_SOLVER[solver])
+    assert solution.status is Status.TIME_OUT
+    assert not solution.status.ok
+    check_encloses(solution.certificate, float(brenier.solve(X, Y).value), 1e-9, C.max())
+
+
+def test_a_long_timeout_changes_nothing() -> None:
+    assert_close(brenier.solve(X, Y, epsilon=0.5, timeout=1e9).value, brenier.solve(X, Y, epsilon=0.5).value, 1e-15)
+    assert brenier.solve(X, Y, timeout=1e9).status is Status.OPTIMAL
+
+
+def test_the_time_of_a_solve_inside_another_is_no_longer_than_its_own() -> None:
+    def callback(iteration: int, state: Any) -> None:
+        with pytest.warns(NotConvergedWarning, match="stopped at the timeout"):
+            brenier.solve(X, Y, epsilon=0.01, tol=1e-300, timeout=1e9)
+
+    with pytest.warns(NotConvergedWarning, match="stopped at the timeout"):
+        brenier.solve(X, Y, epsilon=0.01, tol=1e-300, timeout=1e-9, callback=callback)
+    assert not base.time_is_up()
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), "soon"])
+def test_a_timeout_is_a_positive_number(timeout: Any) -> None:
+    with pytest.raises(brenier.InvalidInput, match="timeout"):
+        brenier.solve(X, Y, timeout=timeout)
 
 
 def test_a_quiet_callback_changes_nothing() -> None:

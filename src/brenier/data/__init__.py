@@ -15,6 +15,7 @@ from ._fetch import cache_dir as cache_dir
 from ._fetch import from_debian as from_debian
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
+from ._generated import dotmark as dotmark
 from ._images import ColourPhotographs as ColourPhotographs
 from ._images import Images as Images
 from ._images import SplitImages as SplitImages
@@ -50,6 +51,7 @@ __all__ = [
     "dataset",
     "digit_clouds",
     "digits",
+    "dotmark",
     "fashion_mnist",
     "flow_cytometry_wells",
     "from_debian",

@@ -15,6 +15,7 @@ from ..errors import refuse
 from ..kernels import reference as kernels
 from ..kernels.reference import Pairs
 from .base import Geometry, Lines, Support
+from .pointcloud import PointCloud
 
 __all__ = ["Grid"]
 
@@ -95,6 +96,19 @@ class Grid(Geometry):
     def points(self) -> Tensor:
         """The nodes, (N, D)."""
         return torch.stack(torch.meshgrid(*self.axes, indexing="ij"), -1).reshape(self.shape[0], -1)
+
+    def cloud(self) -> PointCloud:
+        """The same pairs and the same cost as clouds of points, which are not separable but have parts."""
+        p = self.p
+        ground = {1.0: "cityblock", 2.0: "sqeuclidean"}.get(p, lambda x, y: (x - y).abs().pow(p).sum(-1))
+        return PointCloud(self.points, cost=ground)
+
+    def part(self, rows: Lines = slice(None), cols: Lines = slice(None)) -> PointCloud:
+        return self.detach().cloud().part(rows, cols)
+
+    @property
+    def fused(self) -> bool:
+        return self.p in (1.0, 2.0)
 
     def _axis_costs(self) -> list[Tensor]:
         return [(t[:, None] - t[None, :]).abs().pow(self.p) for t in self.axes]

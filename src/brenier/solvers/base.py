@@ -6,7 +6,9 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -20,9 +22,29 @@ from ..plan import Plan
 from ..problem import Problem
 from ..solution import Solution, Status
 
-__all__ = ["Outcome", "Solver", "run"]
+__all__ = ["Outcome", "Solver", "run", "time_is_up"]
 
 State = TypeVar("State")
+
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+def time_is_up() -> bool:
+    """Whether the solve under way has used up its time.
+
+    The driver looks after each step. A step that may take long looks as well, and ends early with the best it has.
+    """
+    return time.perf_counter() >= _deadline.get()
+
+
+@contextmanager
+def _limited(seconds: float | None) -> Iterator[None]:
+    """Set the time for what is solved inside; a solve inside another has no more than is left to that one."""
+    token = _deadline.set(min(_deadline.get(), math.inf if seconds is None else time.perf_counter() + seconds))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
 
 
 class Outcome(NamedTuple):
@@ -73,7 +95,7 @@ class Solver(ABC, Generic[State]):
         return None
 
     def verdict(self, problem: Problem, state: State) -> tuple[Status, ...]:
-        """One status per batch item when the iterations have run out or the callback has stopped them."""
+        """One status per batch item when the iterations or the time have run out, or the callback has stopped them."""
         return (Status.MAX_ITER,) * max(1, problem.batch_shape.numel())
 
     @abstractmethod
@@ -96,6 +118,7 @@ def run(
     warn: bool = True,
     progress: bool = False,
     callback: Callable[[int, Any], bool | None] | None = None,
+    timeout: float | None = None,
 ) -> Solution:
     """Run a solver on a problem and put the answer together.
 
@@ -109,11 +132,14 @@ def run(
         warn: off for callers that report the status in words of their own.
         progress: show a progress bar.
         callback: called as `callback(iteration, state)` after each step; a true answer stops the solve.
+        timeout: seconds of wall time after which the solve ends with the best so far; at least one step is made.
 
     Raises:
-        InvalidInput: the solver cannot take the problem.
+        InvalidInput: the solver cannot take the problem, or the timeout is not positive.
         NotConverged: with `throw=True`, when an item of the batch did not end well.
     """
+    if timeout is not None:
+        check_number("timeout", timeout)
     _check_regularizer(problem, solver)
     solver.check(problem)
     adjoint.check(problem)
@@ -121,7 +147,7 @@ def run(
     fixed = problem.detach()
     statuses: tuple[Status, ...] | None = None
     iteration = 0
-    with torch.no_grad(), _progress(solver, progress) as report:
+    with torch.no_grad(), _limited(timeout), _progress(solver, progress) as report:
         part = _Part(solver, fixed)
         while iteration < solver.max_iter:
             part.step()
@@ -131,7 +157,10 @@ def run(
                 statuses = solver.terminate(fixed, part.whole())
                 break
             if callback is not None and callback(iteration, part.whole()):
-                statuses = tuple(s if s.ok else Status.INTERRUPTED for s in solver.verdict(fixed, part.whole()))
+                statuses = _stopped(solver.verdict(fixed, part.whole()), Status.INTERRUPTED)
+                break
+            if time_is_up():
+                statuses = _stopped(solver.verdict(fixed, part.whole()), Status.TIME_OUT)
                 break
         state = part.whole()
         if statuses is None:
@@ -157,6 +186,11 @@ def run(
         if warn:
             warnings.warn(message, NotConvergedWarning, stacklevel=3)
     return solution
+
+
+def _stopped(verdict: tuple[Status, ...], why: Status) -> tuple[Status, ...]:
+    """Of the items that were stopped, why; the others keep their status."""
+    return tuple(s if s.ok else why for s in verdict)
 
 
 class _Part:

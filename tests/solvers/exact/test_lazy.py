@@ -161,6 +161,31 @@ def test_a_grid() -> None:
 
 
 @needs_native
+@pytest.mark.usefixtures("_lists")
+@pytest.mark.parametrize("p", [1, 2, 1.5])
+def test_a_large_enough_grid_and_pixels_without_mass(p: float) -> None:
+    grid = Grid(19, 15, p=p)
+    a, b = weights(285, 0, zeros=100), weights(285, 1)
+    assert grid.fused == (p in (1, 2))
+    C = array(grid.tile())
+    check(brenier.solve(grid, a=a, b=b, solver=LAZY), C, a, b, ot.emd2(a.numpy(), b.numpy(), C, numItermax=10**6))
+
+
+@needs_native
+def test_images_are_solved_without_their_cost_matrix() -> None:
+    grid = Grid(60, 60)
+    assert NetworkSimplex().lazy(Problem.make(grid))
+    assert not NetworkSimplex().lazy(Problem.make(Grid(60, 60, p=1.5)))
+    a = torch.zeros(60, 60, dtype=torch.float64)
+    a[:30, :30] = torch.rand(30, 30, dtype=torch.float64)
+    b = a.roll((20, 10), (0, 1))  # a translation is optimal
+    solution = brenier.solve(grid, a=a.flatten(), b=b.flatten())
+    assert solution.stats["pairs"] == "lazy"
+    assert_close(solution.value, 500 * a.sum(), 1e-12)
+    assert float(solution.certificate.relative_gap) <= 1e-12
+
+
+@needs_native
 def test_batches_are_looped_and_broadcast() -> None:
     x, y, a = cloud(30, 2, 0, 2, 1), cloud(20, 2, 1), weights(30, 2, 3)
     both = [brenier.solve(x, y, a=a, solver=way) for way in (DENSE, LAZY)]
@@ -220,7 +245,7 @@ def test_any_duals_will_do_for_a_start() -> None:
 def test_a_callback_stops_between_rounds_with_a_feasible_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy, "_FIRST", 1)
     monkeypatch.setattr(lazy, "_EXTRA", 1)
-    x, y, a = cloud(300, 2, 0), cloud(300, 2, 1), weights(300)
+    x, y, a = cloud(300, 2, 0), cloud(300, 2, 1) + 5, weights(300)
     gaps = []
 
     def callback(iteration: int, state: simplex.SimplexState) -> bool:

@@ -13,7 +13,7 @@ from ...errors import refuse
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_count, check_number
+from ..base import Outcome, Solver, check_count, check_number, time_is_up
 from .hybrid import SinkhornNewton
 from .schedule import Fixed, Halving
 from .sinkhorn import Sinkhorn
@@ -111,6 +111,8 @@ class Annealing(Solver[AnnealingState]):
         iterations = 0
         while iterations < self.inner_max_iter and inner.terminate(problem, current) is None:
             current, iterations = inner.step(problem, current), iterations + 1
+            if time_is_up():
+                break
         return inner.finish(problem, current), iterations
 
     def terminate(self, problem: Problem, state: AnnealingState) -> tuple[Status, ...] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Outcome, Solver, check_number, time_is_up
 from .newton import takes_newton, unbatched
 from .path import NewtonPath, PathState
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
@@ -151,12 +151,12 @@ class SinkhornNewton(Solver[HybridState]):
         f, g, error, ended = (t.clone() for t in (sinkhorn.f, sinkhorn.g, sinkhorn.error, sinkhorn.closing))
         total = state.newton_steps
         for index, item in zip(np.ndindex(*slow.shape), unbatched(problem)):
-            if not slow[index]:
+            if not slow[index] or time_is_up():
                 continue
             near = bool(error[index] <= _NEAR)
             path = self._second(item, f[index], g[index]) if near else self._second(item)
             current, rounds = path.init(item), 0
-            while path.terminate(item, current) is None and rounds < path.max_iter:
+            while path.terminate(item, current) is None and rounds < path.max_iter and not time_is_up():
                 current, rounds = path.step(item, current), rounds + 1
             outcome = path.finish(item, current)
             total += outcome.stats["n_newton"]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import Geometry
+from ...geometry import Geometry, Grid
 from ...kernels import simplex
 from ...kernels.build import native
+from ..base import time_is_up
 
 __all__ = ["LazyTransport"]
 
@@ -30,6 +31,7 @@ _SHARE = 3  # lines of the problem per line of its sample
 _DENSE = 2**23  # pairs of a sample that is solved on its cost matrix
 _ALL = 2**20  # pairs between leftovers below which all are listed
 _SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
+_PIECE = 2**25  # pairs that are priced between two looks at the clock, and for Ctrl-C
 _BLOCK = 2**16  # arcs whose cost is computed at once: coordinates of both ends are copied
 _PATIENCE = 8  # pivots per line in the first round; each has twice those of the one before
 
@@ -47,6 +49,9 @@ class _Arcs(NamedTuple):
 class LazyTransport:
     """One transport problem that is solved round by round in O(n + m) memory.
 
+    When the time of the solve is up, start and rounds end early: the plan and the duals of `result` are feasible
+    from the start on, and `gap` is theirs.
+
     Args:
         geometry: in float64, without batch axes.
         a, b: masses (n,) and (m,), nonnegative, of equal sums but for rounding.
@@ -54,7 +59,7 @@ class LazyTransport:
 
     Attributes:
         optimal: whether the duals prove the plan.
-        gap: cost of the plan minus value of the best feasible duals, relative to the cost; infinite before a round.
+        gap: cost of the plan minus value of the best feasible duals, relative to the cost.
         stats: rounds, arcs on the list, pivots, and seconds spent on the start, on pivots and on pricing.
     """
 
@@ -80,15 +85,17 @@ class LazyTransport:
         if g is not None:
             g = g[cols]
         elif f is not None:
-            g = self._live.cmin(f[rows], dim=0)[0]
+            g = _transformed(self._live.T, f[rows])
         else:
             g = self._sample_duals()
-        self._f = self._live.cmin(g)[0]
-        self._g = self._live.cmin(self._f, dim=0)[0]
+        self._f = _transformed(self._live, g)
+        self._g = g if time_is_up() else _transformed(self._live.T, self._f)
         if not (torch.isfinite(self._f).all() and torch.isfinite(self._g).all()):
             _refuse_cost()
         self._simplex = native.ListedTransport(self._supply, self._demand)
         self._plant()
+        self._best = self._dual(self._f, self._g)
+        self.gap = self._gap()
         if self._matched():
             self.optimal, self.gap = True, 0.0
         self.stats["arcs"] = self._simplex.size
@@ -106,28 +113,30 @@ class LazyTransport:
         cols, demand = _sample(self._demand, count)
         part = self._live.part(torch.from_numpy(rows), torch.from_numpy(cols))
         if len(rows) * len(cols) <= _DENSE:
-            result = simplex.network_simplex(part.tile().contiguous().cpu().numpy(), supply, demand, engine="native")
+            cost = part.tile().contiguous().cpu().numpy()
+            result = simplex.network_simplex(cost, supply, demand, interrupt=time_is_up, engine="native")
             self.stats["n_iter"] += result.n_iter
             g = torch.from_numpy(result.g)
         else:
             sample = LazyTransport(part, supply, demand)
-            while not sample.optimal:
+            while not (sample.optimal or time_is_up()):
                 sample.round()
             self.stats["n_iter"] += sample.stats["n_iter"]
             g = sample._g
-        f = self._live.part(cols=torch.from_numpy(cols)).cmin(g)[0]
-        return self._live.cmin(f, dim=0)[0]
+        f = _transformed(self._live.part(cols=torch.from_numpy(cols)), g)
+        return _transformed(self._live.T, f)
 
     def _plant(self) -> None:
         """The first list and the first tree, greedy for the reduced costs; leftovers meet among themselves."""
         f, g = self._f, self._g
-        arcs, before = self._best_of_lines(self._live, f, g), sum(self._live.shape)
+        before = sum(self._live.shape)
+        arcs = _band(*map(torch.arange, self._live.shape)) if time_is_up() else self._best_of_lines(self._live, f, g)
         while not self._simplex.plant(*self._priced(arcs), f.cpu().numpy(), g.cpu().numpy()):
             rows, cols = (torch.from_numpy(left).long() for left in self._simplex.leftovers())
             lines = len(rows) + len(cols)
             if len(rows) * len(cols) <= _ALL:
                 arcs = _Arcs(rows.repeat_interleave(len(cols)), cols.repeat(len(rows)))
-            elif lines > _SLOW * before:  # ties: all lines want the same few
+            elif lines > _SLOW * before or time_is_up():  # ties: all lines want the same few
                 arcs = _band(rows, cols)
             else:
                 found = self._best_of_lines(self._live.part(rows, cols), f[rows], g[cols])
@@ -154,21 +163,31 @@ class LazyTransport:
 
     def _search(
         self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
-    ) -> tuple[_Arcs, Tensor]:
-        """The best arc of each row in each of `width` classes of columns, if below the limit, and the best costs."""
-        m = geometry.shape[1]
+    ) -> tuple[_Arcs, Tensor | None]:
+        """The best arc of each row in each of `width` classes of columns, if below the limit, and the best costs.
+
+        When the time is up: the arcs found until then, and None.
+        """
+        n, m = geometry.shape
         order = torch.randperm(m, generator=self._generator).to(f.device)
         least = torch.full_like(f, torch.inf)
-        rows, cols = [], []
+        rows, cols, late = [], [], False
         for k in range(min(width, m)):
             chosen = order[k::width]
-            values, index = geometry.part(cols=chosen).cmin(g[chosen])
-            values -= f
-            torch.minimum(least, values, out=least)
-            found = (values < limit).nonzero().squeeze(-1)
-            rows.append(found)
-            cols.append(chosen[index[found]])
-        return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), least
+            part = geometry.part(cols=chosen)
+            pieces = _pieces(n, len(chosen))
+            for piece in pieces:
+                values, index = (part if len(pieces) == 1 else part.part(rows=piece)).cmin(g[chosen])
+                values -= f[piece]
+                torch.minimum(least[piece], values, out=least[piece])
+                found = (values < limit).nonzero().squeeze(-1)
+                rows.append(found + piece.start)
+                cols.append(chosen[index[found]])
+                if late := time_is_up():
+                    break
+            if late:
+                break
+        return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), None if late else least
 
     def _priced(self, arcs: _Arcs) -> tuple[_Int, _Int, _Float]:
         rows, cols = arcs
@@ -188,24 +207,38 @@ class LazyTransport:
         limit = before + (_PATIENCE << min(self.stats["rounds"], 16)) * sum(self._live.shape)
         if max_iter is not None:
             limit = min(limit, max(before, max_iter))
-        done = self._simplex.pivot(limit, None)
-        rows, cols, flow, f, g, n_iter = self._basis()
+        done = self._simplex.pivot(limit, time_is_up)
+        *_, f, g, n_iter = self._basis()
         middle = time.perf_counter()
-        violators, least = self._search(self._live, f, g, _EXTRA, -self._simplex.tolerance)
-        # kernels may round a cost otherwise than its definition does: what counts is the latter
-        added = self._simplex.add(*self._priced(violators))
-        self.optimal = done and added == 0
-        f = f + least.clamp(max=0)
-        dual = float(f.cpu().numpy() @ self._a[self._rows] + g.cpu().numpy() @ self._b[self._cols])
-        primal = float(self._priced(_Arcs(rows, cols))[2] @ self._mass(rows, cols, flow))
-        if dual > self._best or self.optimal:
-            self._best, self._f, self._g = dual, f, g
-        self.gap = max(0.0, primal - self._best) / max(abs(primal), np.finfo(np.float64).tiny)
+        if not time_is_up():
+            self._price(f, g, done)
+        self.gap = self._gap()
         self.stats["rounds"] += 1
         self.stats["n_iter"] += n_iter - before
         self.stats["arcs"] = self._simplex.size
         self.stats["seconds_pivots"] += middle - start
         self.stats["seconds_pricing"] += time.perf_counter() - middle
+
+    def _price(self, f: Tensor, g: Tensor, done: bool) -> None:
+        """List what violates the duals over all pairs, and keep them, made feasible, if they are the best so far."""
+        violators, least = self._search(self._live, f, g, _EXTRA, -self._simplex.tolerance)
+        if least is None:
+            return
+        # kernels may round a cost otherwise than its definition does: what counts is the latter
+        self.optimal = self._simplex.add(*self._priced(violators)) == 0 and done
+        f = f + least.clamp(max=0)
+        dual = self._dual(f, g)
+        if dual > self._best or self.optimal:
+            self._best, self._f, self._g = dual, f, g
+
+    def _dual(self, f: Tensor, g: Tensor) -> float:
+        return float(f.cpu().numpy() @ self._a[self._rows] + g.cpu().numpy() @ self._b[self._cols])
+
+    def _gap(self) -> float:
+        rows, cols, flow, *_ = self._basis()
+        primal = float(self._priced(_Arcs(rows, cols))[2] @ self._mass(rows, cols, flow))
+        scale = self._dual(self._f.abs(), self._g.abs())  # an optimum of zero is zero to the rounding of these
+        return max(0.0, primal - self._best) / max(abs(primal), 1e-12 * scale, np.finfo(np.float64).tiny)
 
     def _basis(self) -> tuple[Tensor, Tensor, _Int, Tensor, Tensor, int]:
         rows, cols, flow, f, g, n_iter = self._simplex.basis()
@@ -232,7 +265,8 @@ class LazyTransport:
         device = self._whole.device
         none = torch.full((m,), -torch.inf, dtype=torch.float64, device=device)
         if not len(self._rows):
-            f, g = self._whole.cmin(torch.zeros_like(none))[0], torch.zeros_like(none)
+            g = torch.zeros_like(none)
+            f = _transformed(self._whole, g)
             empty = np.empty(0, np.int64)
             return simplex.SimplexResult(empty, empty, np.empty(0), f.cpu().numpy(), g.cpu().numpy(), 0, True)
         rows, cols, flow, *_ = self._basis()
@@ -242,8 +276,8 @@ class LazyTransport:
         if len(f) < n or len(g) < m:  # lines without mass get their greatest feasible duals
             live_rows, live_cols = (torch.from_numpy(t).to(device) for t in (self._rows, self._cols))
             known = none.index_put((live_cols,), g)
-            f = self._whole.cmin(known)[0].index_put((live_rows,), f)
-            g = self._whole.cmin(f, dim=0)[0].index_put((live_cols,), g)
+            f = _transformed(self._whole, known).index_put((live_rows,), f)
+            g = _transformed(self._whole.T, f).index_put((live_cols,), g)
         mass = self._mass(rows, cols, flow)
         ends = self._rows[rows.numpy()], self._cols[cols.numpy()]
         return simplex.SimplexResult(*ends, mass, f.cpu().numpy(), g.cpu().numpy(), n_iter, self.optimal)
@@ -257,6 +291,20 @@ def _sample(units: _Int, count: int) -> tuple[_Int, _Float]:
     taken = np.diff(due, prepend=0)
     chosen = np.flatnonzero(taken)
     return chosen, taken[chosen].astype(np.float64)
+
+
+def _pieces(n: int, m: int) -> list[slice]:
+    """The rows of n x m pairs, in slices of bounded work."""
+    step = max(1, _PIECE // m)
+    return [slice(start, min(n, start + step)) for start in range(0, n, step)]
+
+
+def _transformed(geometry: Geometry, h: Tensor) -> Tensor:
+    """The hard c-transform of h, piece by piece, so that Ctrl-C is heard; a grid needs none."""
+    pieces = _pieces(*geometry.shape)
+    if len(pieces) == 1 or isinstance(geometry, Grid):
+        return geometry.cmin(h)[0]
+    return torch.cat([geometry.part(rows=piece).cmin(h)[0] for piece in pieces])
 
 
 def _band(rows: Tensor, cols: Tensor) -> _Arcs:

@@ -17,7 +17,7 @@ from ...kernels.build import native, warn_without_native
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_count, check_number, check_start
+from ..base import Outcome, Solver, check_count, check_number, check_start, time_is_up
 from .lazy import LazyTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
@@ -45,9 +45,12 @@ class NetworkSimplex(Solver[SimplexState]):
     With pairs="dense" it holds the cost matrix once: 8 n m bytes; typically O((n + m) n m) time or better. With
     pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
     until none violates c_ij >= f_i + g_j, so the certificate is the same. A step is then one round of pivots and
-    pricing: callbacks, progress (the relative gap so far) and interrupts work between rounds, and every round has a
-    feasible plan. Without potentials to start from, those of a random third of the points serve, solved in the same
+    pricing: callbacks and progress (the relative gap so far) work between rounds, and every round has a feasible plan.
+    Without potentials to start from, those of a random third of the points serve, solved in the same
     way.
+
+    A timeout ends pivots and pricing in their midst, of either way, with a feasible plan; the gap is then that to the
+    best duals so far. What cannot be cut short is the first feasible pair: a few passes over the pairs.
 
     Args:
         max_pivots: stop after so many pivots with the best plan so far, which is always feasible; no limit if None.
@@ -167,6 +170,7 @@ class NetworkSimplex(Solver[SimplexState]):
                 f=None if f is None else f[k].cpu().numpy(),
                 g=None if g is None else g[k].cpu().numpy(),
                 max_iter=self.max_pivots,
+                interrupt=time_is_up,
                 engine=self.engine,
             )
             for k, index in enumerate(np.ndindex(*problem.batch_shape))
@@ -194,7 +198,10 @@ class NetworkSimplex(Solver[SimplexState]):
 
     def verdict(self, problem: Problem, state: SimplexState) -> tuple[Status, ...]:
         if not state.lazy:
-            return tuple(Status.OPTIMAL if r.optimal else Status.MAX_ITER for r in state.results)
+            return tuple(
+                Status.OPTIMAL if r.optimal else Status.MAX_ITER if r.n_iter == self.max_pivots else Status.TIME_OUT
+                for r in state.results
+            )
         return tuple(
             Status.OPTIMAL if item.optimal else Status.CONVERGED if self._near(item) else Status.MAX_ITER
             for item in state.lazy
