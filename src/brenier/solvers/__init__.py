@@ -8,7 +8,7 @@ from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
-from .exact.monotone import Monotone
+from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
@@ -17,6 +17,7 @@ __all__ = [
     "LBFGS",
     "Adam",
     "Annealing",
+    "Circle",
     "DualAscent",
     "Fixed",
     "Halving",
