@@ -83,6 +83,7 @@ def settled(cells: Staircase, a: Tensor, b: Tensor, steps: Tensor | None = None,
     height = mass.cumsum(-1) if steps is None else mass.sum(-1, keepdim=True)
     mass = torch.where(mass > _TIE * height, mass, 0)
     miss_a, miss_b = (t - torch.zeros_like(t).scatter_add(-1, k, mass) for t, k in ((a, rows), (b, cols)))
+    skew = miss_a.sum(-1, keepdim=True) - miss_b.sum(-1, keepdim=True)  # totals differ by rounding, too
     if steps is None or first is None:
         steps = cols
     else:  # what the first column misses is found where it comes again, at the end
@@ -94,6 +95,7 @@ def settled(cells: Staircase, a: Tensor, b: Tensor, steps: Tensor | None = None,
     next_row = later.flip(-1).cummin(-1).values.flip(-1)
     drift_a = miss_a.cumsum(-1).gather(-1, (next_row - 1).clamp(min=0))
     drift_b = miss_b.cumsum(-1).gather(-1, steps.clamp(max=m - 1))
+    drift_b = drift_b + skew * mass.cumsum(-1) / mass.sum(-1, keepdim=True)
     drift = torch.where(next_row > rows, drift_a, drift_b)
     # empty cells stay empty
     cell = torch.arange(1, mass.shape[-1] + 1, device=mass.device)
