@@ -11,7 +11,7 @@ from torch import Tensor
 from ..costs import Arc
 from .pointcloud import PointCloud
 
-__all__ = ["CircleCloud", "LineCloud", "monge_min", "ordered"]
+__all__ = ["CircleCloud", "LineCloud", "monge_min", "ordered", "ordered_values"]
 
 LineCost = Callable[[Tensor, Tensor], Tensor]
 """The cost of points on the line, elementwise and broadcasting: (...), (...) -> (...)."""
@@ -24,6 +24,13 @@ def ordered(x: Tensor) -> tuple[Tensor, Tensor]:
         return tuple(x.sort(-1))  # type: ignore[return-value]
     order = torch.from_numpy(np.argsort(x.numpy(), -1))  # vectorised, several times as fast as torch's own
     return x.gather(-1, order), order
+
+
+def ordered_values(x: Tensor) -> Tensor:
+    """Sort x (*batch, n) along the last axis; differentiable."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.gather(-1, ordered(x)[1])
+    return torch.from_numpy(np.sort(x.detach().numpy(), -1)) if x.device.type == "cpu" else x.detach().sort(-1).values
 
 
 def monge_min(

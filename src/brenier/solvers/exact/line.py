@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._inputs import check_finite, float_tensor, is_real, same_place, weights_tensor
 from ...costs import Arc, CallableCost, Cost
 from ...errors import refuse
-from ...geometry.line import LineCost, ordered
+from ...geometry.line import LineCost, ordered, ordered_values
 from ...problem import equal_masses
 
 __all__ = [
@@ -299,17 +299,18 @@ def line_cost(
     """
     h = line_function(cost)
     x, y, a, b = _read(x, y, a, b)
-    (_, order_x), (_, order_y) = ordered(x), ordered(y)
-    xs, ys = x.gather(-1, order_x), y.gather(-1, order_y)
     n, m = x.shape[-1], y.shape[-1]
     if a is None and b is None and n == m:
-        return h(xs, ys).mean(-1)
+        return h(ordered_values(x), ordered_values(y)).mean(-1)
     if a is None and b is None:  # one staircase for all
+        xs, ys = ordered_values(x), ordered_values(y)
         count = x.new_ones((), dtype=torch.float64)
         rows, cols, mass = staircase(*heights(count.expand(n) / n, count.expand(m) / m))
         rows, cols, mass = (t[mass > 0] for t in (rows, cols, mass))
         return (mass.to(x) * h(xs[..., rows], ys[..., cols])).sum(-1)
     a, b = _masses(a, b, x, y)
+    (_, order_x), (_, order_y) = ordered(x), ordered(y)
+    xs, ys = x.gather(-1, order_x), y.gather(-1, order_y)
     batch = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], a.shape[:-1], b.shape[:-1])
     xs, ys, order_x, order_y, a, b = (t.expand(*batch, -1) for t in (xs, ys, order_x, order_y, a, b))
     ends_a, ends_b = heights(a.detach().gather(-1, order_x), b.detach().gather(-1, order_y))
