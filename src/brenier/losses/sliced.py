@@ -226,8 +226,8 @@ def sliced_wasserstein(
         directions: how many, rounded up to whole groups; or your own, (k, q), taken for independent draws.
         sampler: see `random_directions`.
         projection: to lines by other means than <theta, x>: `Polynomial`, `Circular`, or any function of points
-            (*batch, n, d) and directions (k, q) with values (*batch, k, n), a network among them. Its method
-            `size(d)`, where it has one, tells q; otherwise q = d.
+            (*batch, n, d) and directions (k, q) with values (*batch, k, n), a network among them; for q other than d
+            give the directions.
         generator: of the directions.
 
     Raises:
@@ -251,7 +251,10 @@ def sliced_wasserstein(
     """
     x, y = _clouds(x, y)
     project = _linear if projection is None else projection
-    size = getattr(projection, "size", lambda d: d)(x.shape[-1])
+    d = x.shape[-1]
+    size = projection.size(d) if isinstance(projection, Polynomial) else d
+    if isinstance(directions, Tensor) and not isinstance(projection, Polynomial | Circular | None):
+        size = directions.shape[-1]  # what it takes is for the function to say
     theta, groups = _directions(directions, size, sampler, generator, x)
     values = _per_direction(x, y, a, b, theta, project, lambda u, v, a, b: line_cost(u, v, a, b, cost=p))
     return _estimate(values, theta, groups, p)
