@@ -13,7 +13,9 @@ from brenier.losses import sliced_wasserstein
 
 generator = torch.Generator().manual_seed(0)
 angle = 2 * torch.pi * torch.rand(400, generator=generator, dtype=torch.float64)
-y = torch.stack([angle.cos(), angle.sin()], -1) * 2 + 0.1 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
+y = torch.stack([angle.cos(), angle.sin()], -1) * 2 + 0.1 * torch.randn(
+    400, 2, generator=generator, dtype=torch.float64
+)
 x = torch.randn(400, 2, generator=generator, dtype=torch.float64) * 0.5
 
 # %%
@@ -24,7 +26,9 @@ for k, sampler in enumerate(("gaussian", "orthogonal", "quasi")):
     for count in (32, 64, 128, 256, 512):
         estimate = sliced_wasserstein(x, y, directions=count, sampler=sampler, generator=generator)
         low, high = estimate.interval()
-        ax.plot([count * (0.94 + 0.06 * k)] * 2, [low, high], color=f"C{k}", lw=3, label=sampler if count == 32 else None)
+        ax.plot(
+            [count * (0.94 + 0.06 * k)] * 2, [low, high], color=f"C{k}", lw=3, label=sampler if count == 32 else None
+        )
 ax.set(xscale="log", xlabel="directions", ylabel="sliced cost", title="95% intervals")
 ax.legend(frameon=False)
 

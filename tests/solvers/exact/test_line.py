@@ -151,8 +151,9 @@ def test_certificate_of_many_points(cost: str | Cost) -> None:
     assert max(map(float, solution.certificate.marginal_errors)) <= 1e-14
 
 
-def test_masses_with_many_ties_add_up() -> None:
-    solution = brenier.solve(numbers(30_000, seed=1), numbers(9_000, seed=2))
+@pytest.mark.parametrize("cost", ["sqeuclidean", Arc(1.0, 1.0)])
+def test_masses_with_many_ties_add_up(cost: str | Cost) -> None:
+    solution = brenier.solve(numbers(30_000, seed=1), numbers(9_000, seed=2), cost=cost)
     rows, cols = solution.plan.row_sums(), solution.plan.col_sums()
     assert float((rows - 1 / 30_000).abs().sum() + (cols - 1 / 9_000).abs().sum()) <= 1e-14
 

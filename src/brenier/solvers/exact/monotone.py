@@ -89,6 +89,7 @@ class CircleState(NamedTuple):
 
     line: LineState
     gap: Tensor
+    optimal: Tensor
     n_iter: int
 
 
@@ -136,10 +137,10 @@ class Circle(Solver[Any]):
         a, b = a.gather(-1, order_x), b.gather(-1, order_y)
         found = rotate(arc_on_line(geometry.ground), x, y, a, b, period)
         line = unsorted(LineState(*found.cells, found.f, found.g), order_x, order_y)
-        return CircleState(LineState(*(t.reshape(*batch, -1) for t in line)), found.gap, found.n_iter)
+        return CircleState(LineState(*(t.reshape(*batch, -1) for t in line)), found.gap, found.optimal, found.n_iter)
 
     def terminate(self, problem: Problem, state: CircleState) -> tuple[Status, ...] | None:
-        return (Status.OPTIMAL,) * max(1, problem.batch_shape.numel())
+        return tuple(Status.OPTIMAL if optimal else Status.MAX_ITER for optimal in state.optimal.tolist())
 
     def error(self, state: CircleState) -> float:
         return float(state.gap.max())
