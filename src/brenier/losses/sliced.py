@@ -573,7 +573,8 @@ def _plans(
     problem = Problem.make(geometry, a, b).detach()
     theta, _ = _directions(directions, geometry.x.shape[-1], sampler, generator, geometry.x)
     u, v = ((theta.double() @ t.double().mT).unsqueeze(-1) for t in geometry.tensors)
-    line = Problem.make(PointCloud(u, v), problem.a.double(), problem.b.double())
+    a, b = problem.a.double(), problem.b.double()
+    line = Problem.make(PointCloud(u, v), a, b * (a.sum() / b.sum()))  # equal beyond the precision of the points
     state = Monotone().step(line, None)
     return problem, SparsePlan(geometry, state.rows, state.cols, state.mass), (state.f, state.g), theta
 

@@ -178,6 +178,14 @@ def test_gradients(weighted: bool, p: float, m: int) -> None:
     assert torch.autograd.gradcheck(on_circle, (x, y, *logits))
 
 
+@pytest.mark.parametrize("cost", ["euclidean", Arc(1.0, 1.0), Arc(1.0, 2.0)])
+def test_float32_masses_add_up(cost: str | Cost) -> None:
+    x, y = numbers(3000, seed=1).float(), numbers(900, seed=2).float()
+    solution = brenier.solve(x, y, cost=cost)
+    assert max(map(float, solution.certificate.marginal_errors)) <= 1e-12
+    assert float(solution.certificate.relative_gap) <= 1e-9
+
+
 def test_results_keep_dtype() -> None:
     x = numbers(3, 10, seed=1).float()
     assert line_cost(x, x + 1).dtype == circle_cost(x, x + 1).dtype == torch.float32

@@ -47,6 +47,7 @@ def heights(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return s + (t - torch.diff(s, dim=-1, prepend=torch.zeros_like(s[..., :1]))).cumsum(-1)  # its rounding
 
     ends_a, ends_b = total(a), total(b)
+    ends_b = ends_b * (ends_a[..., -1:] / ends_b[..., -1:])  # totals that are equal in float32 only
     top = torch.maximum(ends_a[..., -1:], ends_b[..., -1:])
     ends_a, ends_b = (torch.cat([e[..., :-1].minimum(top), top], -1) for e in (ends_a, ends_b))
     return ends_a, ends_b
