@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -80,7 +80,7 @@ class SlicedEstimate:
         """
         if not (is_real(level) and 0 < level < 1):
             refuse("level", "a number between 0 and 1", repr(level))
-        reach = float(student.ppf((1 + level) / 2, max(1, self.replicates - 1))) * self.standard_error
+        reach = float(stdtrit(max(1, self.replicates - 1), (1 + level) / 2)) * self.standard_error
         value = self.value.detach()
         return (value - reach).clamp(min=0), value + reach
 
