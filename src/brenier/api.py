@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._inputs import Kind, is_real
 from .adjoint import Adjoint, Envelope, Unrolled
-from .costs import Cost, GraphGeodesic, as_cost
+from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud
 from .marginals import Exact, Marginal
@@ -20,6 +20,7 @@ from .regularizers import Regularizer
 from .solution import Solution
 from .solvers import (
     Annealing,
+    Circle,
     DualAscent,
     Fixed,
     Monotone,
@@ -53,6 +54,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
+    "circle": Circle,
     "dual-ascent": DualAscent,
     "annealing": Annealing,
 }
@@ -100,10 +102,10 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "dual-ascent", "annealing", or a `Solver`. With an epsilon, "auto"
-            is Sinkhorn until it forecasts too many iterations, and "newton-path" from there on; beyond 10,000 x 10,000
-            points in up to three dimensions, at an epsilon up to a hundredth of the mean cost, it is "multiscale". A
-            measure against itself, with a usual cost, is for "symmetric-sinkhorn".
+            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", or a `Solver`. With an
+            epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from there on;
+            beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the mean cost,
+            it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -238,6 +240,11 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
+    if isinstance(geometry, PointCloud) and isinstance(geometry.ground, Arc) and geometry.ground.power >= 1:
+        return (
+            Circle(),
+            "points on a circle and a convex cost: sorting is exact, cut open at the right place",
+        )
     exact = NetworkSimplex()
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"

@@ -19,6 +19,7 @@ from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
 
 __all__ = [
+    "Arc",
     "CallableCost",
     "Cosine",
     "Cost",
@@ -266,6 +267,50 @@ class Euclidean(Lp):
 
     p: float = field(default=2.0, init=False)
     power: float = field(default=1.0, init=False)
+
+
+@dataclass(frozen=True)
+class Arc(Cost):
+    r"""The arc between points of a circle, to a power.
+
+    .. math:: c(x, y) = \min_{k \in \mathbb Z} |x - y + k \cdot \text{period}|^{\text{power}}
+
+    Points are angles (or times of day, or phases) of shape (n, 1), in units of the period; any real number is one.
+    With power >= 1 transport is exact and fast: see `Circle`.
+
+    Raises:
+        InvalidInput: a period or a power that is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> float(Arc(period=24.0)(torch.tensor([23.0]), torch.tensor([1.0])))  # from 23 h to 1 h
+        2.0
+    """
+
+    period: float = 2 * math.pi
+    power: float = 1.0
+
+    translation_invariant: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("period", self.period), ("power", self.power)):
+            if not (is_real(value) and 0 < value < math.inf):
+                refuse(f"Arc {name}", "a positive finite number", repr(value))
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        difference = (x - y).squeeze(-1)
+        turns = (difference.detach() / self.period).round()
+        return self.of_length((difference - turns * self.period).abs())
+
+    def of_length(self, arc: Tensor) -> Tensor:
+        """The cost of arcs of these lengths, without a look at the period."""
+        if self.power == 1:
+            return arc
+        return arc.square() if self.power == 2 else arc.pow(self.power)
+
+    def check(self, dim: int) -> None:
+        if dim != 1:
+            refuse("points with Arc", "angles, of shape (n,) or (n, 1)", f"points of dimension {dim}")
 
 
 @dataclass(frozen=True)

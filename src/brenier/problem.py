@@ -16,7 +16,7 @@ from .geometry import Geometry, Ragged
 from .marginals import ROUNDING, Exact, Marginal, Side
 from .regularizers import Regularizer
 
-__all__ = ["Problem", "Relative"]
+__all__ = ["Problem", "Relative", "equal_masses"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Problem:
             refuse("reference", "'product' for a Ragged geometry", repr(reference), "Its padding would count.")
         pair = (pair[0].map(lambda t: t.to(a)), pair[1].map(lambda t: t.to(b)))
         if isinstance(pair[0], Exact) and isinstance(pair[1], Exact):
-            b = _equal_masses(a, b)
+            b = equal_masses(a, b)
         problem = cls(geometry, a, b, pair, reference=reference)
         for marginal, side, name in zip(pair, problem.sides, "ab"):
             marginal.check(side, name)
@@ -199,7 +199,8 @@ class Problem:
         return all(isinstance(p, Exact) for p in self.marginals)
 
 
-def _equal_masses(a: Tensor, b: Tensor) -> Tensor:
+def equal_masses(a: Tensor, b: Tensor) -> Tensor:
+    """The masses b (*batch, m) with the totals of a (*batch, n), which may differ by rounding only."""
     with torch.no_grad():
         mass_a, mass_b = a.double().sum(-1), b.double().sum(-1)
         difference = (mass_a - mass_b).abs() / mass_a

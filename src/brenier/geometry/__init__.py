@@ -3,8 +3,19 @@
 from .base import Geometry
 from .blocksparse import BlockSparse, ClusteredCloud
 from .grid import Grid
+from .line import CircleCloud, LineCloud
 from .matrix import CostMatrix
 from .pointcloud import PointCloud
 from .ragged import Ragged
 
-__all__ = ["BlockSparse", "ClusteredCloud", "CostMatrix", "Geometry", "Grid", "PointCloud", "Ragged"]
+__all__ = [
+    "BlockSparse",
+    "CircleCloud",
+    "ClusteredCloud",
+    "CostMatrix",
+    "Geometry",
+    "Grid",
+    "LineCloud",
+    "PointCloud",
+    "Ragged",
+]

@@ -12,7 +12,7 @@ from .entropic.sinkhorn import Sinkhorn
 from .entropic.start import GaussianStart, Given, SortingStart, Start, Zeros
 from .entropic.subsample import SubsampleStart
 from .entropic.symmetric import SymmetricSinkhorn
-from .exact.monotone import Monotone
+from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
@@ -22,6 +22,7 @@ __all__ = [
     "Adam",
     "Anderson",
     "Annealing",
+    "Circle",
     "DualAscent",
     "Fixed",
     "GaussianStart",

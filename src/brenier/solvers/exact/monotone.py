@@ -1,4 +1,4 @@
-"""Exact transport on the line: sort both sides and match from left to right."""
+"""Exact transport on the line and on the circle: sort both sides and match from left to right."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ...costs import Arc
 from ...errors import refuse
-from ...geometry import PointCloud
+from ...geometry import CircleCloud, LineCloud, PointCloud
+from ...geometry.line import ordered
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver
+from .line import arc_on_line, check_arc, heights, potentials, rotate, settled, staircase
 
-__all__ = ["Monotone", "MonotoneState"]
+__all__ = ["Circle", "LineState", "Monotone"]
 
 
-class MonotoneState(NamedTuple):
+class LineState(NamedTuple):
     """Entries of the plan and potentials, in float64."""
 
     rows: Tensor
@@ -33,8 +36,8 @@ class Monotone(Solver[Any]):
     """The closed form in one dimension, for costs h(x - y) with h convex.
 
     The sorted (quantile) coupling is optimal; it has at most n + m - 1 entries. Potentials follow from the sorted
-    cells: f grows from x_i to the next by c(x', y) - c(x, y), with y the target at which the mass of x_i ends.
-    O((n + m) log(n + m)) time, O(n + m) memory, any weights, batched.
+    cells. O((n + m) log(n + m)) time, O(n + m) memory, any weights, batched. The certificate costs no more: a convex
+    cost is Monge, so the hard c-transforms of any potentials have minima that move to the right (`LineCloud`).
     """
 
     name: ClassVar[str] = "monotone"
@@ -50,72 +53,126 @@ class Monotone(Solver[Any]):
                 repr(geometry.ground),
                 "Use solver='network-simplex', or CallableCost(function, convex_on_line=True).",
             )
-        if problem.epsilon is not None:
-            refuse("monotone", "epsilon=None", f"epsilon={problem.epsilon.tolist()}", "Use solver='sinkhorn'.")
-        if not problem.balanced:
-            refuse("monotone", "exact marginals", str(problem.marginals), "Give an epsilon for soft ones.")
+        check_exact("monotone", problem)
 
     def init(self, problem: Problem) -> Any:
         return None
 
-    def step(self, problem: Problem, state: Any) -> MonotoneState:
+    def step(self, problem: Problem, state: Any) -> LineState:
         geometry = problem.geometry
         assert isinstance(geometry, PointCloud)
         batch, (n, m) = problem.batch_shape, problem.shape
         x = geometry.x.double().squeeze(-1).expand(*batch, n)
         y = geometry.y.double().squeeze(-1).expand(*batch, m)
-        x, order_x = x.sort(stable=True, dim=-1)
-        y, order_y = y.sort(stable=True, dim=-1)
+        (x, order_x), (y, order_y) = ordered(x), ordered(y)
         a = problem.a.double().gather(-1, order_x)
         b = problem.b.double().gather(-1, order_y)
-        ends_a, ends_b = a.cumsum(-1), b.cumsum(-1)
-        # both staircases must end at the same height, whatever the rounding
-        top = torch.maximum(ends_a[..., -1:], ends_b[..., -1:])
-        ends_a, ends_b = (torch.cat([e[..., :-1].minimum(top), top], -1) for e in (ends_a, ends_b))
+        ends_a, ends_b = heights(a, b)
+        cells = staircase(ends_a, ends_b)
+        cells = cells._replace(mass=settled(cells, a, b))
+        ground = geometry.ground
+        f, g = potentials(lambda u, v: ground(u.unsqueeze(-1), v.unsqueeze(-1)), x, y, ends_a, ends_b)
+        return unsorted(LineState(*cells, f, g), order_x, order_y)
 
-        ends = torch.cat([ends_a, ends_b], -1).sort(-1).values
-        mass = torch.diff(ends, dim=-1, prepend=ends.new_zeros((*batch, 1)))
-        middle = ends - mass / 2
-        i = torch.searchsorted(ends_a.contiguous(), middle.contiguous()).clamp(max=n - 1)
-        j = torch.searchsorted(ends_b.contiguous(), middle.contiguous()).clamp(max=m - 1)
-        # an interval without mass sits on a boundary: park it at the origin, as padding
-        empty = mass <= 0
-        rows = torch.where(empty, 0, order_x.gather(-1, i))
-        cols = torch.where(empty, 0, order_y.gather(-1, j))
-
-        f, g = self._potentials(geometry.ground, x, y, ends_a, ends_b)
-        if not (torch.isfinite(f).all() and torch.isfinite(g).all()):
-            refuse(
-                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
-            )
-        return MonotoneState(rows, cols, mass, f.gather(-1, order_x.argsort(-1)), g.gather(-1, order_y.argsort(-1)))
-
-    @staticmethod
-    def _potentials(cost: Any, x: Tensor, y: Tensor, ends_a: Tensor, ends_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Walk along the staircase of basic cells, one row or one column at a time."""
-        n, m = x.shape[-1], y.shape[-1]
-
-        def c(u: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = cost(u.unsqueeze(-1), v.unsqueeze(-1))
-            return out
-
-        # on a tie the column moves first, so the row that ends at the same height already faces the next column
-        at_row = torch.searchsorted(ends_b.contiguous(), ends_a[..., :-1].contiguous(), right=True).clamp(max=m - 1)
-        at_col = torch.searchsorted(ends_a.contiguous(), ends_b[..., :-1].contiguous()).clamp(max=n - 1)
-        y_then, x_then = y.gather(-1, at_row), x.gather(-1, at_col)
-        df = c(x[..., 1:], y_then) - c(x[..., :-1], y_then)
-        dg = c(x_then, y[..., 1:]) - c(x_then, y[..., :-1])
-        zero = x.new_zeros((*x.shape[:-1], 1))
-        f = torch.cat([zero, df.cumsum(-1)], -1)
-        g = torch.cat([zero, dg.cumsum(-1)], -1) + c(x[..., :1], y[..., :1])
-        return f, g
-
-    def terminate(self, problem: Problem, state: MonotoneState) -> tuple[Status, ...] | None:
+    def terminate(self, problem: Problem, state: LineState) -> tuple[Status, ...] | None:
         return (Status.OPTIMAL,) * max(1, problem.batch_shape.numel())
 
-    def error(self, state: MonotoneState) -> float:
+    def error(self, state: LineState) -> float:
         return float("nan")
 
-    def finish(self, problem: Problem, state: MonotoneState) -> Outcome:
-        plan = SparsePlan(problem.geometry, state.rows, state.cols, state.mass)
-        return Outcome(plan, state.f, state.g, {})
+    def finish(self, problem: Problem, state: LineState) -> Outcome:
+        return outcome(problem, state, LineCloud)
+
+
+class CircleState(NamedTuple):
+    """The answer, and how it was found."""
+
+    line: LineState
+    gap: Tensor
+    optimal: Tensor
+    n_iter: int
+
+
+@dataclass(frozen=True)
+class Circle(Solver[Any]):
+    r"""Exact transport on a circle, for the costs `Arc(period, power)` with power >= 1.
+
+    Cut open at the right place, the circle is a line. The shift of the quantile functions against each other is the
+    minimiser of a convex function with corners, found by its tangents; these are duals, and give potentials. At most
+    n + m entries. O((n + m) log(n + m)) time to sort, then some dozens of steps of O(n + m) and a search; O(n + m)
+    memory, any weights, batched. The certificate is O((n + m) log(n + m)) (`CircleCloud`).
+
+    Example:
+        >>> import torch, brenier
+        >>> from brenier.costs import Arc
+        >>> night, morning = torch.tensor([22.0, 23.0]), torch.tensor([1.0, 2.0])
+        >>> float(brenier.solve(night, morning, cost=Arc(period=24.0)).value)
+        3.0
+
+    Reference:
+        Delon, Salomon & Sobolevskii (2010), Fast transport optimization for Monge costs on the circle; Rabin, Delon &
+        Gousseau (2011), Transportation distances on the circle.
+    """
+
+    name: ClassVar[str] = "circle"
+
+    def check(self, problem: Problem) -> None:
+        geometry = problem.geometry
+        if not isinstance(geometry, PointCloud):
+            refuse("circle", "angles of shape (n,) or (n, 1)", repr(geometry), "Use solver='network-simplex'.")
+        check_arc("circle", geometry.ground)
+        check_exact("circle", problem)
+
+    def init(self, problem: Problem) -> Any:
+        return None
+
+    def step(self, problem: Problem, state: Any) -> CircleState:
+        geometry = problem.geometry
+        assert isinstance(geometry, PointCloud)
+        assert isinstance(geometry.ground, Arc)
+        batch, period = problem.batch_shape, geometry.ground.period
+        parts = (geometry.x.squeeze(-1), geometry.y.squeeze(-1), problem.a, problem.b)
+        x, y, a, b = (t.double().expand(*batch, -1).reshape(-1, t.shape[-1]) for t in parts)
+        (x, order_x), (y, order_y) = ordered(x.remainder(period)), ordered(y.remainder(period))
+        a, b = a.gather(-1, order_x), b.gather(-1, order_y)
+        found = rotate(arc_on_line(geometry.ground), x, y, a, b, period)
+        line = unsorted(LineState(*found.cells, found.f, found.g), order_x, order_y)
+        return CircleState(LineState(*(t.reshape(*batch, -1) for t in line)), found.gap, found.optimal, found.n_iter)
+
+    def terminate(self, problem: Problem, state: CircleState) -> tuple[Status, ...] | None:
+        return tuple(Status.OPTIMAL if optimal else Status.MAX_ITER for optimal in state.optimal.tolist())
+
+    def error(self, state: CircleState) -> float:
+        return float(state.gap.max())
+
+    def finish(self, problem: Problem, state: CircleState) -> Outcome:
+        plan, f, g, _ = outcome(problem, state.line, CircleCloud)
+        return Outcome(plan, f, g, {"n_iter": state.n_iter})
+
+
+def check_exact(name: str, problem: Problem) -> None:
+    """Refuse an epsilon and soft marginals."""
+    if problem.epsilon is not None:
+        refuse(name, "epsilon=None", f"epsilon={problem.epsilon.tolist()}", "Use solver='sinkhorn'.")
+    if not problem.balanced:
+        refuse(name, "exact marginals", str(problem.marginals), "Give an epsilon for soft ones.")
+
+
+def unsorted(state: LineState, order_x: Tensor, order_y: Tensor) -> LineState:
+    """Ranks and sorted potentials in terms of the points as they came."""
+    rows, cols, mass, f, g = state
+    if not (torch.isfinite(f).all() and torch.isfinite(g).all()):
+        refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")
+    # a cell without mass is parked at the origin, as padding
+    empty = mass <= 0
+    rows, cols = (torch.where(empty, 0, o.gather(-1, k)) for o, k in ((order_x, rows), (order_y, cols)))
+    f, g = (torch.empty_like(t).scatter(-1, o, t) for t, o in ((f, order_x), (g, order_y)))
+    return LineState(rows, cols, mass, f, g)
+
+
+def outcome(problem: Problem, state: LineState, cloud: type[LineCloud]) -> Outcome:
+    """The plan, over a cloud that knows how to search."""
+    geometry = problem.geometry
+    assert isinstance(geometry, PointCloud)
+    plan = SparsePlan(cloud(geometry.x, geometry.y, geometry.ground), state.rows, state.cols, state.mass)
+    return Outcome(plan, state.f, state.g, {})
