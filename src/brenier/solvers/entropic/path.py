@@ -24,17 +24,19 @@ from .sinkhorn import DEFAULT_TOL, Sinkhorn
 __all__ = ["NewtonPath", "PathState"]
 
 _START = 0.03  # epsilon over the mean cost at which the path begins
-_SWEEPS = 30  # most iterations of Sinkhorn there
+_SWEEPS = 60  # most iterations of Sinkhorn there
 _LEVEL_TOL = 1e-3  # marginal error at which a level of epsilon is left
 _DROPPED = math.log(1e4)  # at first, entries below exp(-this) sqrt(row mass x column mass) are left out
 _WIDEST = 500.0  # where that ends
-_PER_ROW = 256  # most entries of a row
+_PER_ROW = 256  # most entries of a row, at first
+_MOST = 2**23  # entries up to which that grows
 _LOST = 0.2  # error at which a prediction has failed, and a smaller step is taken
 _NEAR = 0.99  # the smallest step
 _POOR = 0.1  # share of an error that a good round leaves at most
 _WIDEN = 1.7  # what a poor round multiplies the threshold's logarithm by
-_IMPATIENCE = 3  # the same, before it goes back to where the path was last known, or begins it
-_PATIENCE = 8  # poor rounds in a row before the solver gives up
+_STALLED = 0.9  # share of an error that a round must not leave
+_IMPATIENCE = 3  # such rounds in a row before it goes back to where the path was last known, or begins it
+_PATIENCE = 8  # before the solver gives up
 
 
 class _Record(NamedTuple):
@@ -70,8 +72,9 @@ class _Item(NamedTuple):
     g: Tensor  # (m,) the soft c-transform of f once `rows` is known
     rows: Tensor  # P1, (n,)
     error: float  # sum_i |P1 - a|_i over the mass; inf before it is measured
-    stalls: int  # rounds at this level that did not halve it
+    stalls: int  # rounds in a row that left nearly all of it
     wide: float  # entries down to exp(-this) sqrt(row mass x column mass) are kept
+    per_row: int  # and at most so many of a row
     cold: bool  # whether the path was begun at its beginning
     scaling: SparseScaling | None  # of the last round at this level
     last: _Level | None  # the level before, once there is one
@@ -156,7 +159,7 @@ class NewtonPath(Solver[PathState]):
         state = sinkhorn.init(problem)
         assert problem.epsilon is not None
         return _Item(
-            problem, problem.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, False, None, None, _Record()
+            problem, problem.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, _PER_ROW, False, None, None, _Record()
         )
 
     def _begun(self, problem: Problem, record: _Record) -> _Item:
@@ -174,7 +177,7 @@ class NewtonPath(Solver[PathState]):
                 break
         record = record._replace(sweeps=record.sweeps + count, passes=record.passes + 2 * count)
         return _Item(
-            problem, level.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, True, None, None, record
+            problem, level.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, _PER_ROW, True, None, None, record
         )
 
     def step(self, problem: Problem, state: PathState) -> PathState:
@@ -272,11 +275,15 @@ def _measured(item: _Item) -> _Item:
     old = item.record
     record = old._replace(passes=old.passes + 2, errors=(*old.errors, error), levels=(*old.levels, float(eps)))
     poor = error > _POOR * item.error
-    stalls = item.stalls + 1 if poor else 0
-    wide = min(_WIDEN * item.wide, _WIDEST) if poor else item.wide
+    stalls = item.stalls + 1 if error > _STALLED * item.error else 0
+    wide, per_row = item.wide, item.per_row
+    if poor:
+        wide = min(_WIDEN * wide, _WIDEST)
+        if item.scaling is not None and item.scaling.entries > per_row * len(a) / 2:
+            per_row = min(2 * per_row, max(_PER_ROW, _MOST // len(a)))
     if math.isnan(error):
         error = math.inf
-    return item._replace(f=f, g=g, rows=rows, error=error, stalls=stalls, wide=wide, record=record)
+    return item._replace(f=f, g=g, rows=rows, error=error, stalls=stalls, wide=wide, per_row=per_row, record=record)
 
 
 def _sparse(item: _Item) -> tuple[_Item, SparseScaling]:
@@ -286,7 +293,7 @@ def _sparse(item: _Item) -> tuple[_Item, SparseScaling]:
     # P_ij / sqrt(r_i c_j) = exp((F_i + G_j - C_ij) / eps)
     F = torch.where(r > 0, item.f + eps * (log_weights(a) - log_weights(r) / 2), -torch.inf)
     G = item.g + eps / 2 * log_weights(b)
-    found = problem.geometry.support(F, G, float(eps) * item.wide, _PER_ROW)
+    found = problem.geometry.support(F, G, float(eps) * item.wide, item.per_row)
     rows, cols = _numpy(found.rows), _numpy(found.cols)
     values = _numpy((-found.reduced / eps).exp() * (r[found.rows] * b[found.cols]).sqrt())
     others = (

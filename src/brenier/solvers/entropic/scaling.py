@@ -64,6 +64,11 @@ class SparseScaling:
         self.u = np.zeros(n)
         self.v, self._scaled, self._sums = self._columns(self.u)
 
+    @property
+    def entries(self) -> int:
+        """How many entries of P are known one by one."""
+        return len(self._values)
+
     def _columns(self, u: Array) -> tuple[Array, Array, Array]:
         """V that makes the columns exact, the matrix scaled by both, and all row sums."""
         growth = np.exp(u)
