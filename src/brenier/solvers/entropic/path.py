@@ -221,7 +221,7 @@ class NewtonPath(Solver[PathState]):
     def _status(item: _Item, goal: float) -> Status:
         # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
         size = torch.maximum(item.f.abs().max(), item.g.abs().max())
-        if not math.isfinite(item.error) or bool(torch.finfo(size.dtype).eps * size > item.epsilon):
+        if not bool(torch.finfo(size.dtype).eps * size <= item.epsilon):
             return Status.DIVERGED
         return Status.CONVERGED if item.settled and item.error <= goal else Status.MAX_ITER
 
