@@ -101,6 +101,7 @@ struct Plain {
     friend Plain fma(Plain a, Plain b, Plain c) { return {a.v * b.v + c.v}; }
     friend Plain fnma(Plain a, Plain b, Plain c) { return {c.v - a.v * b.v}; }
     friend Plain max(Plain a, Plain b) { return {a.v > b.v ? a.v : b.v}; }
+    friend Plain min(Plain a, Plain b) { return {a.v < b.v ? a.v : b.v}; }
     friend Plain abs(Plain a) { return {std::fabs(a.v)}; }
     friend Plain sqrt(Plain a) { return {std::sqrt(a.v)}; }
     friend Plain where_greater(Plain a, Plain b, Plain yes, Plain no) { return a.v > b.v ? yes : no; }
