@@ -1,4 +1,5 @@
-// Spreads assignment problems over threads, and lays small ones out anew: in float64, and padded to whole vectors.
+// Spreads assignment problems over threads, and lays out anew what the engine cannot read in place: in float64, the
+// shorter side as the rows, small ones padded to whole vectors.
 #include "assignment.hpp"
 
 #include <algorithm>
@@ -16,7 +17,7 @@ using std::int64_t;
 namespace {
 
 constexpr int64_t kWorkPerThread = 1 << 16;  // entries whose problems cost as much as starting a thread
-constexpr int64_t kCopied = 1 << 16;         // entries up to which a problem is laid out anew
+constexpr int64_t kCopied = 1 << 16;         // entries up to which ragged rows are laid out anew
 constexpr int64_t kBlock = 8;                // of a transposition, and of padding: the widest vector
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -61,7 +62,8 @@ void assignment(const AssignmentTask<T>& task, int threads, const AssignmentEngi
     // all of the shorter side is the rows' business; where rows may stay unmatched, both shapes will do
     const bool turned = n > m && task.pairs == m && !(task.price < kInfinity);
     const int64_t rows = turned ? m : n, cols = turned ? n : m, stride = padded(cols);
-    const bool copied = turned || size <= kCopied || !std::is_same_v<T, double>;
+    const bool aligned = m % kBlock == 0 || size > kCopied;
+    const bool copied = turned || !aligned || !std::is_same_v<T, double>;
     const int64_t bytes = engine.scratch_size(rows, cols);
     threads = static_cast<int>(std::clamp<int64_t>(task.count * size / kWorkPerThread, 1, std::max(threads, 1)));
     const int64_t some = std::clamp<int64_t>(task.count / (8 * threads), 1, 64);

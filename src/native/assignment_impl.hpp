@@ -24,8 +24,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kPollEvery = 1 << 20;  // entries of the cost read between two polls
-constexpr int kSweeps = 2;                    // of augmenting row reduction
-constexpr std::int64_t kWars = 4;             // steps per free row in a sweep: prices that creep are left to the paths
+constexpr std::int64_t kWars = 2;             // displaced rows per free row: prices that creep are left to the paths
 
 inline std::int64_t padded(std::int64_t count) { return (count + 15) / 16 * 16; }
 
@@ -110,10 +109,12 @@ class Assignment {
     }
 
     static BRENIER_INLINE double least(V v) {
-        double lanes[width], out = kInfinity;
+        double lanes[width];
         v.store(lanes);
-        for (int k = 0; k < width; ++k) out = lanes[k] < out ? lanes[k] : out;
-        return out;
+        for (int half = width / 2; half > 0; half /= 2) {
+            for (int k = 0; k < half; ++k) lanes[k] = lanes[k + half] < lanes[k] ? lanes[k + half] : lanes[k];
+        }
+        return lanes[0];
     }
 
     AssignmentAnswer solve() {
@@ -133,7 +134,7 @@ class Assignment {
             } else {
                 waiting = n == view_.m && !priced ? reduce_columns() : all_free();
             }
-            for (int sweep = 0; sweep < kSweeps && waiting > 0; ++sweep) waiting = reduce_rows(waiting);
+            waiting = reduce_rows(waiting);
             for (int64 k = 0; k < waiting; ++k) augment(free_[k]);
         }
         finish();
@@ -204,16 +205,14 @@ class Assignment {
             second = min(second, max(first, x));
             first = min(first, x);
         });
-        double firsts[width], seconds[width], ats[width];
-        first.store(firsts), second.store(seconds), at.store(ats);
-        int lane = 0;
-        for (int k = 1; k < width; ++k) lane = firsts[k] < firsts[lane] ? k : lane;
-        double next = seconds[lane];
-        for (int k = 0; k < width; ++k) {
-            next = seconds[k] < next ? seconds[k] : next;
-            next = k != lane && firsts[k] < next ? firsts[k] : next;
-        }
-        return {firsts[lane], next, static_cast<int64>(ats[lane]) + lane};
+        const double best = least(first);
+        const int lane = best < kInfinity ? lowest_bit(V::bits(at_least(V::set1(best), first))) : 0;
+        double numbers[width], starts[width];
+        for (int k = 0; k < width; ++k) numbers[k] = k;
+        at.store(starts);
+        const V other = abs(V::load(numbers) - V::set1(static_cast<double>(lane)));
+        second = min(second, where_greater(other, V::set1(0.5), first, V::set1(kInfinity)));
+        return {best, least(second), static_cast<int64>(starts[lane]) + lane};
     }
 
     // A column without a pair where c_ij - g_j is at most `limit`, or -1.
@@ -226,7 +225,7 @@ class Assignment {
         return -1;
     }
 
-    // One sweep of augmenting row reduction over the free rows. Each takes its best column, at a price that makes it no
+    // Augmenting row reduction, one sweep over the free rows. Each takes its best column, at a price that makes it no
     // better than its second, and sets its owner free. Returns the number of rows that are left.
     int64 reduce_rows(int64 waiting) {
         int64 next = 0, kept = 0, steps = 0;

@@ -66,66 +66,60 @@ def assignment(
     if g is not None and not (n == m == pairs and price == np.inf and g.shape == (count, m) and np.isfinite(g).all()):
         raise ValueError("expected finite duals g (count, m) only for n = m, all pairs and no price")
     if native is not None and engine != "reference":
-        return AssignmentResult(*_shaped(native.assignment(cost, g, pairs, price, torch.get_num_threads()), cost.shape))
-    solved = [_solve(c.astype(np.float64), pairs, price) for c in cost]
-    cols = np.stack([k for k, _, _ in solved])
-    duals, level = np.stack([v for _, v, _ in solved]), np.array([t for _, _, t in solved])
-    f = np.stack([_rows_dual(c, v, t) for c, v, t in zip(cost, duals, level)])
-    return AssignmentResult(cols, f, duals, np.where(np.isfinite(level), level, 0.0), (cols >= 0).sum(-1))
+        cols, f, g, level, found = native.assignment(cost, g, pairs, price, torch.get_num_threads())
+        return AssignmentResult(cols.reshape(count, n), f.reshape(count, n), g.reshape(count, m), level, found)
+    items = [_solve(c.astype(np.float64), pairs, price) for c in cost]
+    cols, f, g, level = (np.array(part) for part in zip(*items)) if items else _nothing(n, m)
+    return AssignmentResult(cols, f, g, level, (cols >= 0).sum(-1))
 
 
-def _shaped(
-    parts: tuple[NDArray[np.generic], ...], shape: tuple[int, int, int]
-) -> tuple[NDArray[np.generic], ...]:
-    cols, f, g, level, found = parts
-    count, n, m = shape
-    return cols.reshape(count, n), f.reshape(count, n), g.reshape(count, m), level, found
+# The reference: every problem becomes one in which each row has a pair
 
 
-# The reference: every problem becomes one whose rows are all matched
+def _nothing(n: int, m: int) -> tuple[NDArray[np.generic], ...]:
+    return np.empty((0, n), np.int64), np.empty((0, n)), np.empty((0, m)), np.empty(0)
 
 
-def _solve(cost: NDArray[np.float64], pairs: int, price: float) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
-    """Columns, duals of the columns, and the level, infinite where there is none."""
+def _solve(
+    cost: NDArray[np.float64], pairs: int, price: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], float]:
     n, m = cost.shape
-    dear = np.minimum(cost, price)  # what a row without a pair costs may as well be the cost of its pair
-    cols = np.full(n, -1)
-    if pairs == min(n, m):
-        if n <= m:
-            every, g = _matched(dear)
-            level = price
+    dear = np.minimum(cost, price)  # staying unmatched at a price is a pair at that price
+    level, cols = price, np.full(n, -1)
+    try:
+        if pairs < min(n, m):  # spare columns take the rows without a pair, spare rows the columns without one
+            wide = np.full((n + m - pairs, n + m - pairs), np.inf)
+            wide[:n, :m], wide[:n, m:], wide[n:, :m] = dear, 0, 0
+            cols, v = _matched(wide)
+            cols, g = np.where(cols[:n] < m, cols[:n], -1), v[:m] - v[:m].max()
+            level = float(v[:m].max() - v[m:].max())
+        elif n <= m:
+            cols, g = _matched(dear)
         else:
-            turned, f = _matched(dear.T)
-            every, g = np.full(n, -1), _rows_dual(dear.T, f, np.inf)
-            kept = turned >= 0
-            every[turned[kept]] = np.flatnonzero(kept)
-            level = price if price < np.inf else 0.0
-            g = g - (max(g.max(), 0.0) if price < np.inf else 0.0)
-        if price < np.inf and n <= m:
-            level = price
-            g = g - max(g.max(), 0.0) if n == m else g
-    else:
-        # a row that takes one of n - pairs spare columns has no pair; spare rows take the columns that are left
-        wide = np.full((n + m - pairs, n + m - pairs), np.inf)
-        wide[:n, :m], wide[:n, m:], wide[n:, :m] = dear, 0, 0
-        every, v = _matched(wide)
-        u = _rows_dual(wide, v, np.inf)
-        spare_row = u[n:].max() if pairs < m else -v[:m].max()
-        g = v[:m] + spare_row
-        level = -v[m:].max() - spare_row if pairs < n else float((u[:n] - spare_row).max())
-        every = np.where(every[:n] < m, every[:n], -1)
-    found = every >= 0
-    rows = np.flatnonzero(found)
-    rows = rows[(cost[rows, every[rows]] <= price) & (cost[rows, every[rows]] < np.inf)]
-    cols[rows] = every[rows]
-    return cols, g, level
+            rows, f = _matched(dear.T)
+            cols[rows], g = np.arange(m), (dear.T - f).min(axis=1)
+            if price < np.inf:
+                g = g - price
+            else:
+                level = 0.0
+    except ValueError:  # too much is forbidden
+        return cols, np.zeros(n), np.zeros(m), 0.0
+    given = np.flatnonzero(cols >= 0)
+    cols[given[cost[given, cols[given]] > price]] = -1
+    f = np.minimum((cost - g).min(axis=1), level)
+    return cols, f, g, level if level < np.inf else 0.0
 
 
 def _matched(cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A column for each of n <= m rows, and duals of the columns by Bellman and Ford's relaxations."""
-    raise NotImplementedError
+    """A column for each of n <= m rows, and duals g <= 0 of the columns, zero for those without a pair.
 
-
-def _rows_dual(cost: NDArray[np.floating], g: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """The greatest f with f_i + g_j <= cost_ij and f <= level."""
-    return np.minimum((cost - g).min(axis=1), level)
+    With the pairs known the duals are distances: the greatest g <= 0 with g_j <= c_ij - c_ik + g_k, k the column of i.
+    """
+    rows, cols = linear_sum_assignment(cost)
+    change, g = cost - cost[rows, cols][:, None], np.zeros(cost.shape[1])
+    for _ in range(len(rows)):
+        shorter = np.minimum(g, (change + g[cols][:, None]).min(axis=0))
+        if np.array_equal(shorter, g):
+            break
+        g = shorter
+    return cols, g

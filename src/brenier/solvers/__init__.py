@@ -8,6 +8,7 @@ from .entropic.newton import Newton, SparseNewton
 from .entropic.relaxation import OverRelaxation, Plain, Relaxation
 from .entropic.schedule import Fixed, Halving, Schedule
 from .entropic.sinkhorn import Sinkhorn
+from .exact.assignment import Assignment, Matching
 from .exact.monotone import Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
@@ -17,9 +18,11 @@ __all__ = [
     "LBFGS",
     "Adam",
     "Annealing",
+    "Assignment",
     "DualAscent",
     "Fixed",
     "Halving",
+    "Matching",
     "Method",
     "Monotone",
     "Multiscale",
