@@ -108,13 +108,13 @@ class Assignment {
         }
     }
 
-    static BRENIER_INLINE double least(V v) {
-        double lanes[width];
-        v.store(lanes);
-        for (int half = width / 2; half > 0; half /= 2) {
-            for (int k = 0; k < half; ++k) lanes[k] = lanes[k + half] < lanes[k] ? lanes[k + half] : lanes[k];
-        }
-        return lanes[0];
+    // Where the vector of the least values of each lane has its least, `value`, and where that lane found it.
+    static BRENIER_INLINE int64 place(V values, double value, V starts) {
+        if (!(value < kInfinity)) return -1;
+        double at[width];
+        starts.store(at);
+        const int lane = lowest_bit(V::bits(at_least(V::set1(value), values)));
+        return static_cast<int64>(at[lane]) + lane;
     }
 
     AssignmentAnswer solve() {
@@ -197,22 +197,22 @@ class Assignment {
     };
 
     // The two least values of c_ij - g_j in row i.
-    TwoLeast two_least(int64 i) {
-        V first = V::set1(kInfinity), second = first, at = V::set1(0.0);
+    BRENIER_INLINE TwoLeast two_least(int64 i) {
+        V first = V::set1(kInfinity), second = first, at = V::set1(0.0), start = at;
         along(i, [&](int64 j, V c) BRENIER_INLINE_LAMBDA {
             const V x = c - V::load(g_ + j);
-            at = where_greater(first, x, V::set1(static_cast<double>(j)), at);
+            at = where_greater(first, x, start, at);
             second = min(second, max(first, x));
             first = min(first, x);
+            start = start + V::set1(width);
         });
         const double best = least(first);
-        const int lane = best < kInfinity ? lowest_bit(V::bits(at_least(V::set1(best), first))) : 0;
-        double numbers[width], starts[width];
+        const int64 j = place(first, best, at);
+        double numbers[width];
         for (int k = 0; k < width; ++k) numbers[k] = k;
-        at.store(starts);
-        const V other = abs(V::load(numbers) - V::set1(static_cast<double>(lane)));
-        second = min(second, where_greater(other, V::set1(0.5), first, V::set1(kInfinity)));
-        return {best, least(second), static_cast<int64>(starts[lane]) + lane};
+        const V elsewhere = abs(V::load(numbers) - V::set1(static_cast<double>(j & (width - 1))));
+        second = min(second, where_greater(elsewhere, V::set1(0.5), first, V::set1(kInfinity)));
+        return {best, least(second), j};
     }
 
     // A column without a pair where c_ij - g_j is at most `limit`, or -1.
@@ -259,15 +259,16 @@ class Assignment {
         return kept;
     }
 
-    // The least distance, and the least of a column without a pair.
+    // The least distance and its column, and the least of a column without a pair.
     struct Nearest {
         double any, unmatched;
+        int64 column;
     };
 
     // Distances from row i, which is `offset` below its dual f: the first of a search, or better ones than before.
     template <bool initial>
     BRENIER_INLINE Nearest relax(int64 i, double offset) {
-        V any = V::set1(kInfinity), unmatched = any;
+        V any = V::set1(kInfinity), unmatched = any, at = V::set1(0.0), start = at;
         const V shift = V::set1(offset), number = V::set1(static_cast<double>(i));
         along(i, [&](int64 j, V c) BRENIER_INLINE_LAMBDA {
             V d = (c - shift) - V::load(g_ + j);
@@ -279,19 +280,16 @@ class Assignment {
                 d = where_greater(old, d, d, old);
             }
             d.store(distance_ + j);
+            at = where_greater(any, d, start, at);
             any = min(any, d);
             unmatched = min(unmatched, d + V::load(taken_ + j));
+            start = start + V::set1(width);
         });
-        return {least(any), least(unmatched)};
+        const double nearest = least(any);
+        return {nearest, least(unmatched), place(any, nearest, at)};
     }
 
-    // The first column at the least distance.
-    BRENIER_INLINE int64 nearest_column(double distance) const {
-        const V bound = V::set1(distance);
-        for (int64 j = 0;; j += width) {
-            if (const unsigned hit = V::bits(at_least(bound, V::load(distance_ + j)))) return j + lowest_bit(hit);
-        }
-    }
+    // A column without a pair at their least distance.
     BRENIER_INLINE int64 nearest_unmatched(double distance) const {
         const V bound = V::set1(distance);
         for (int64 j = 0;; j += width) {
@@ -322,7 +320,7 @@ class Assignment {
                 length = nearest;
                 break;
             }
-            const int64 j = nearest_column(nearest), i = rows_[j];
+            const int64 j = near.column, i = rows_[j];
             order_[left] = static_cast<Index>(j);
             left_g_[left] = g_[j];
             left_distance_[left++] = nearest;
@@ -378,15 +376,18 @@ class Assignment {
 
     // Distances from all rows without a pair.
     Nearest from_unmatched() {
-        V any = V::set1(kInfinity), unmatched = any;
+        V any = V::set1(kInfinity), unmatched = any, at = V::set1(0.0), start = at;
         for (int64 j = 0; j < view_.m; j += width) {
             const V d = V::load(minima_ + j) - V::load(g_ + j);
             V::load(nearest_ + j).store(before_ + j);
             d.store(distance_ + j);
+            at = where_greater(any, d, start, at);
             any = min(any, d);
             unmatched = min(unmatched, d + V::load(taken_ + j));
+            start = start + V::set1(width);
         }
-        return {least(any), least(unmatched)};
+        const double nearest = least(any);
+        return {nearest, least(unmatched), place(any, nearest, at)};
     }
 
     // Row i has found its pair: the columns that were nearest to it look for another row.

@@ -67,6 +67,7 @@ inline F64x8 where_greater(F64x8 a, F64x8 b, F64x8 yes, F64x8 no) {
 }
 inline F64x8::mask at_least(F64x8 a, F64x8 b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GE_OQ); }
 inline double sum(F64x8 a) { return _mm512_reduce_add_pd(a.v); }
+inline double least(F64x8 a) { return _mm512_reduce_min_pd(a.v); }
 inline F64x8 exp2(F64x8 x) {
     x = max(F64x8::set1(-10000.0), x);
     const F64x8 n{_mm512_roundscale_pd(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};

@@ -72,6 +72,11 @@ struct Plain {
         for (int i = 1; i < width; ++i) out += a.v[i];
         return out;
     }
+    friend T least(Plain a) {
+        T out = a.v[0];
+        for (int i = 1; i < width; ++i) out = a.v[i] < out ? a.v[i] : out;
+        return out;
+    }
     friend Plain exp2(Plain x) {
         using P = Exp2<T>;
         x = min(set1(P::highest), max(set1(P::lowest), x));
@@ -111,6 +116,7 @@ struct Plain {
     static bool any(mask a) { return a; }
     static unsigned bits(mask a) { return a; }
     friend T sum(Plain a) { return a.v; }
+    friend T least(Plain a) { return a.v; }
     friend Plain exp2(Plain a) { return {std::exp2(a.v)}; }
 };
 
