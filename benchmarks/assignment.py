@@ -103,7 +103,10 @@ def compare(title, cost, rivals, options):
             difference = max(difference, float(apart) / unit)
     least = min(v for k, v in best.items() if k not in ("ours", "simplex"))
     ratios = " ".join(f"{best[name] / best['ours']:>11.2f}" for name in rivals)
-    print(f"{title:<16} {best['ours']:>10.4f} s {ratios} {least / best['ours']:>9.2f} {difference:>9.1e} {gap:>8.1e}", flush=True)
+    print(
+        f"{title:<16} {best['ours']:>10.6f} s {ratios} {least / best['ours']:>9.2f} {difference:>9.1e} {gap:>8.1e}",
+        flush=True,
+    )
 
 
 def heading(what, rivals):

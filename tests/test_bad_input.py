@@ -419,11 +419,11 @@ CASES += [
       for p in (INF, NAN, "a", True)),
     (
         lambda: assign(FORBIDDEN),
-        "cost: expected finite costs for 2 pairs, got forbidden pairs (infinite costs) that leave room for fewer. Ask for "
-        "fewer (max_pairs), or name the price of a pair (price=...).",
+        "cost: expected finite costs for 2 pairs, got forbidden pairs (infinite costs) that leave room for fewer. Ask "
+        "for fewer (max_pairs), or name the price of a pair (price=...).",
     ),
-    *((lambda c=c: assign(FORBIDDEN + c), "cost matrix: expected finite entries, got NaN or infinity. Replace forbidden "
-       "pairs by a large finite cost.") for c in (NAN, -INF)),
+    *((lambda c=c: assign(FORBIDDEN + c), "cost matrix: expected finite entries, got NaN or infinity. Replace "
+       "forbidden pairs by a large finite cost.") for c in (NAN, -INF)),
     (lambda: assign(torch.ones(3)), "cost matrix: expected shape (*batch, n, m), got shape (3,)."),
     (lambda: assign(None, Y), "x and y: expected two clouds of points, or one geometry, got None. For a cost matrix: "
      "solve(CostMatrix(C))."),

@@ -100,9 +100,9 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "multiscale", "sns", "newton", "network-simplex", "monotone",
-            "dual-ascent", "annealing", "assignment", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
-            iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to three dimensions, at
-            an epsilon up to a hundredth of the mean cost, it is "multiscale".
+            "dual-ascent", "annealing", "assignment", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it
+            forecasts too many iterations, and sparse Newton from there on; beyond 10,000 x 10,000 points in up to
+            three dimensions, at an epsilon up to a hundredth of the mean cost, it is "multiscale".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -180,15 +180,15 @@ def assign(
         price: leave pairs unmatched that cost more than this.
 
     Returns:
-        A `Matching`: columns and matched (*batch, n), value, f, g, level and gap, in the kind of the input. The value is
-        differentiable in the costs or the points.
+        A `Matching`: columns and matched (*batch, n), value, f, g, level and gap, in the kind of the input. The value
+        is differentiable in the costs or the points.
 
     Raises:
         InvalidInput: NaN, costs of minus infinity, max_pairs out of range, a price that is not finite, or too many
             forbidden pairs.
 
-    Complexity: O(min(n, m)^2 max(n, m)) time at worst, usually some dozen passes over the costs; the n x m costs of points
-    are formed, in blocks of problems. Problems are spread over the threads of torch.
+    Complexity: O(min(n, m)^2 max(n, m)) time at worst, usually some dozen passes over the costs; the n x m costs of
+    points are formed, in blocks of problems. Problems are spread over the threads of torch.
 
     Reference: Jonker & Volgenant (1987), A shortest augmenting path algorithm for dense and sparse linear assignment
     problems; Crouse (2016), On implementing 2D rectangular assignment algorithms.
@@ -198,7 +198,8 @@ def assign(
         >>> matching = brenier.assign(torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0]]))
         >>> matching.columns.tolist(), float(matching.value), float(matching.gap)
         ([1, 0], 3.0, 0.0)
-        >>> brenier.assign(torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[1.2], [0.1]]), price=0.5).columns.tolist()
+        >>> x, y = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[1.2], [0.1]])
+        >>> brenier.assign(x, y, price=0.5).columns.tolist()
         [1, 0, -1]
     """
     geometry = _costs(x) if y is None and x is not None and not isinstance(x, Geometry) else _geometry(x, y, cost)[1]
@@ -214,11 +215,12 @@ def assign(
 
 def _costs(costs: Any) -> CostMatrix:
     """A matrix of costs in which infinity forbids a pair; other geometries are finite."""
-    tensor = float_tensor(costs, "x")
-    forbidden = tensor.detach() == float("inf")
-    if not bool(forbidden.any()):
-        return CostMatrix(costs)
-    matrix = CostMatrix(tensor.detach().masked_fill(forbidden, 0)).with_tensors(tensor)
+    tensor = float_tensor(costs, "cost matrix")
+    values = tensor.detach()
+    # one pass over many problems where all is well
+    sound = values.dim() >= 2 and values.numel() and all(bool(t.isfinite()) for t in values.aminmax())
+    allowed = values.new_zeros(1, 1) if sound else values.masked_fill(values == float("inf"), 0)
+    matrix = CostMatrix(allowed).with_tensors(tensor)
     matrix.kind = matrix_kind(costs)
     return matrix
 

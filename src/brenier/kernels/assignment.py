@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from .build import native
 
@@ -51,8 +50,9 @@ def assignment(
         ValueError: An unknown engine, ``pairs`` out of range, or a start where there can be none.
         ImportError: The native engine was asked for and is not built.
 
-    O(n² m) time at worst (min and max of the sides) and a scan of the matrix at best. float64 matrices above 2¹⁶ entries
-    are read in place, unless n > m; the others are laid out anew, one for each thread.
+    O(n² m) time at worst, n the shorter side, and a few scans of the matrix at best. The native engine reads float64
+    in place where it can; what it must turn or pad it lays out anew, one problem for each thread.
+
     Reference: Jonker & Volgenant (1987), Computing 38; Crouse (2016), IEEE TAES 52(4).
     """
     count, n, m = cost.shape
@@ -66,18 +66,16 @@ def assignment(
     if g is not None and not (n == m == pairs and price == np.inf and g.shape == (count, m) and np.isfinite(g).all()):
         raise ValueError("expected finite duals g (count, m) only for n = m, all pairs and no price")
     if native is not None and engine != "reference":
-        cols, f, g, level, found = native.assignment(cost, g, pairs, price, torch.get_num_threads())
-        return AssignmentResult(cols.reshape(count, n), f.reshape(count, n), g.reshape(count, m), level, found)
-    items = [_solve(c.astype(np.float64), pairs, price) for c in cost]
-    cols, f, g, level = (np.array(part) for part in zip(*items)) if items else _nothing(n, m)
-    return AssignmentResult(cols, f, g, level, (cols >= 0).sum(-1))
+        cols, f, v, level, found = native.assignment(cost, g, pairs, price, torch.get_num_threads())
+        return AssignmentResult(cols.reshape(count, n), f.reshape(count, n), v.reshape(count, m), level, found)
+    cols, f, v = np.empty((count, n), np.int64), np.empty((count, n)), np.empty((count, m))
+    level = np.empty(count)
+    for k in range(count):
+        cols[k], f[k], v[k], level[k] = _solve(cost[k].astype(np.float64), pairs, price)
+    return AssignmentResult(cols, f, v, level, (cols >= 0).sum(-1))
 
 
 # The reference: every problem becomes one in which each row has a pair
-
-
-def _nothing(n: int, m: int) -> tuple[NDArray[np.generic], ...]:
-    return np.empty((0, n), np.int64), np.empty((0, n)), np.empty((0, m)), np.empty(0)
 
 
 def _solve(
@@ -115,6 +113,8 @@ def _matched(cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.f
 
     With the pairs known the duals are distances: the greatest g <= 0 with g_j <= c_ij - c_ik + g_k, k the column of i.
     """
+    from scipy.optimize import linear_sum_assignment  # which is slow to import
+
     rows, cols = linear_sum_assignment(cost)
     change, g = cost - cost[rows, cols][:, None], np.zeros(cost.shape[1])
     for _ in range(len(rows)):

@@ -46,9 +46,8 @@ class Matching(NamedTuple):
     gap: Any  # (*batch,) value - (sum f + sum g - level * rows without a pair): zero but for rounding
 
     def __repr__(self) -> str:
-        n, m = self.columns.shape[-1], self.g.shape[-1]
-        batch = tuple(self.columns.shape[:-1])
-        return f"Matching({int(self.matched.sum())} pairs, shape={(*batch, n, m)}, largest gap {float(self.gap.max()):.2g})"
+        shape = (*self.columns.shape, self.g.shape[-1])
+        return f"Matching({int(self.matched.sum())} pairs, shape={shape}, largest gap {float(self.gap.max()):.2g})"
 
 
 def permutes(problem: Problem) -> bool:
