@@ -220,6 +220,26 @@ def test_no_problems(engine):
     assert assignment(np.empty((0, 3, 4)), engine=engine).cols.shape == (0, 3)
 
 
+@pytest.mark.skipif(native is None, reason="native engine not built")
+@pytest.mark.parametrize("shape", [(3, 3), (8, 8), (13, 21), (21, 13), (263, 263)])
+def test_every_instruction_set(shape):
+    rng = np.random.default_rng(8)
+    chosen = native.simd()
+    try:
+        for level in native.simd_levels():
+            native.set_simd(level)
+            for kind in ("normal", "ties", "points"):
+                cost = costs(kind, (3, *shape), rng)
+                result = assignment(cost, engine="native")
+                check(cost, result)
+                best = [c[linear_sum_assignment(c)].sum() for c in cost]
+                np.testing.assert_allclose(values(cost, result), best, rtol=0, atol=1e-10)
+                for options in ({"pairs": 2}, {"price": 0.5}, {"pairs": 2, "price": 0.5}):
+                    check(cost, assignment(cost, engine="native", **options), **options)
+    finally:
+        native.set_simd(chosen)
+
+
 # -------------------------------------------------------------------------------------------- bad input
 
 
