@@ -300,7 +300,7 @@ class Assignment {
 
     // Dijkstra's search, once the first distances are set, to a column without a pair or to a row whose price is less,
     // and the change of pairs along its path. Returns the length, infinite if there is no path. A search that would
-    // exceed `limit` changes nothing. `bail` is the price of the row that it began with.
+    // exceed `limit` changes no pairs, and the duals as if it ended there. `bail` is the price of the row that it began with.
     double search(Nearest near, double bail, int64 bailing, double limit) {
         int64 left = 0;
         double length;
@@ -331,8 +331,9 @@ class Assignment {
             near = relax<false>(i, offset);
         }
         const bool done = sink >= 0 || (bailing >= 0 && length == bail && length < kInfinity);
+        const double reach = length <= limit ? length : limit;
         for (int64 k = 0; k < left; ++k) {
-            g_[order_[k]] = done ? left_g_[k] - (length - left_distance_[k]) : left_g_[k];
+            g_[order_[k]] = reach < kInfinity ? left_g_[k] - (reach - left_distance_[k]) : left_g_[k];
         }
         if (!done) return length;
         int64 j = sink;

@@ -154,6 +154,15 @@ def test_parts_agree_with_a_linear_program(engine, kind, shape):
             np.testing.assert_allclose(values(cost, result) - price * result.found, best, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["normal", "ties", "points"])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6, 4), (5, 9)])
+def test_parts_at_a_price_are_proved(engine, kind, shape):  # the search ends at the price, or at the number of pairs
+    cost = costs(kind, (60, *shape), np.random.default_rng(9))
+    for pairs in range(1, min(shape) + 1):
+        for price in np.quantile(cost, [0.1, 0.3, 0.5, 0.9]) + 0.25:
+            check(cost, assignment(cost, pairs=pairs, price=price, engine=engine), pairs=pairs, price=price)
+
+
 def test_forbidden_pairs(engine):
     rng = np.random.default_rng(3)
     cost = rng.normal(size=(30, 8, 10))
