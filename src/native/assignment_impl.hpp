@@ -300,7 +300,8 @@ class Assignment {
 
     // Dijkstra's search, once the first distances are set, to a column without a pair or to a row whose price is less,
     // and the change of pairs along its path. Returns the length, infinite if there is no path. A search that would
-    // exceed `limit` changes no pairs, and the duals as if it ended there. `bail` is the price of the row that it began with.
+    // exceed `limit` changes no pairs, and the duals as if it ended there. `bail` is the price of the row that it
+    // began with.
     double search(Nearest near, double bail, int64 bailing, double limit) {
         int64 left = 0;
         double length;
