@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BENCH := .venv-bench
 
-.PHONY: demo test lint docs bench bench-exact bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large bench-sliced smoke sanitize pure clean
+.PHONY: demo test lint docs bench bench-exact bench-assignment bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large bench-sliced smoke sanitize pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -29,11 +29,14 @@ docs: $(VENV)/.docs ## The documentation, gallery executed, warnings are errors
 smoke: $(VENV)/.experiments ## The smoke preset of every system on the shelf
 	$(BIN)/python benchmarks/smoke.py
 
-bench: bench-exact bench-kernels bench-tiny bench-batches bench-large bench-sliced bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
+bench: bench-exact bench-assignment bench-kernels bench-tiny bench-batches bench-large bench-sliced bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
 
 bench-exact: $(BENCH)/.bench
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/exact_simplex.py
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/exact_lazy.py
+
+bench-assignment: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/assignment.py
 
 bench-kernels: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/kernels.py --threads 1 --json results/kernels.json

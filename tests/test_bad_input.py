@@ -12,10 +12,23 @@ import pandas as pd
 import pytest
 import torch
 
-from brenier import KL, CostMatrix, Exact, Grid, InvalidInput, MissingExtra, PointCloud, Problem, Relative, solve
+from brenier import (
+    KL,
+    CostMatrix,
+    Exact,
+    Grid,
+    InvalidInput,
+    MissingExtra,
+    PointCloud,
+    Problem,
+    Ragged,
+    Relative,
+    assign,
+    solve,
+)
 from brenier.costs import CallableCost, Euclidean, GraphGeodesic, Lp, Mahalanobis
 from brenier.errors import need
-from brenier.solvers import Halving, Monotone, NetworkSimplex, Sinkhorn
+from brenier.solvers import Assignment, Halving, Monotone, NetworkSimplex, Sinkhorn
 from problems import cloud, weights
 
 X, Y = cloud(3, 2, 1), cloud(4, 2, 2)
@@ -296,14 +309,14 @@ CASES += [
     (
         lambda: solve(X, Y, solver="magic"),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing' or a "
-        "Solver, got 'magic'.",
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing', "
+        "'assignment' or a Solver, got 'magic'.",
     ),
     (
         lambda: solve(X, Y, solver=3),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing' or a "
-        "Solver, got 3.",
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing', "
+        "'assignment' or a Solver, got 3.",
     ),
     (
         lambda: solve(X, Y, solver="sinkhorn"),
@@ -374,6 +387,51 @@ CASES += [
     (lambda: solve(X, Y, generator=0), "generator: expected a torch.Generator or None, got int."),
     (lambda: solve(X, Y, callback=3), "callback: expected a function of (iteration, state) or None, got 3."),
 ]
+
+# -- assignment
+PARTLY = "Use assign(x, y, price=...) to leave points unmatched."
+FORBIDDEN = torch.tensor([[1.0, INF], [2.0, INF]])
+CASES += [
+    (
+        lambda: solve(X, Y, solver="assignment"),
+        "assignment: expected as many sources as targets, of equal masses, got 3 and 4. Use solver='network-simplex', "
+        "or assign(x, y) for pairs of unequal sides.",
+    ),
+    (
+        lambda: solve(X, X, a=[0.2, 0.3, 0.5], solver="assignment"),
+        "assignment: expected as many sources as targets, of equal masses, got unequal masses. Use "
+        "solver='network-simplex', or assign(x, y) for pairs of unequal sides.",
+    ),
+    (
+        lambda: solve(X, X, marginals=KL(1.0), solver="assignment"),
+        f"assignment: expected exact marginals, got (KL(rho=1.0), KL(rho=1.0)). {PARTLY}",
+    ),
+    (
+        lambda: solve(X, X, epsilon=0.5, solver="assignment"),
+        "assignment: expected epsilon=None, got epsilon=0.5. Use solver='sinkhorn'.",
+    ),
+    (lambda: Assignment(engine="gpu"), "engine: expected 'auto', 'native' or 'reference', got 'gpu'."),
+    (
+        lambda: solve(X, X, solver=Assignment(g=torch.zeros(4))),
+        "assignment start g: expected last axis of length 3, got shape (4,).",
+    ),
+    *((lambda k=k: assign(X, Y, max_pairs=k), f"max_pairs: expected an integer from 1 to 3, got {k!r}.")
+      for k in (0, 4, 2.5, True)),
+    *((lambda p=p: assign(X, Y, price=p), f"price: expected a finite number or None, got {p!r}.")
+      for p in (INF, NAN, "a", True)),
+    (
+        lambda: assign(FORBIDDEN),
+        "cost: expected finite costs for 2 pairs, got forbidden pairs (infinite costs) that leave room for fewer. Ask "
+        "for fewer (max_pairs), or name the price of a pair (price=...).",
+    ),
+    *((lambda c=c: assign(FORBIDDEN + c), "cost matrix: expected finite entries, got NaN or infinity. Replace "
+       "forbidden pairs by a large finite cost.") for c in (NAN, -INF)),
+    (lambda: assign(torch.ones(3)), "cost matrix: expected shape (*batch, n, m), got shape (3,)."),
+    (lambda: assign(None, Y), "x and y: expected two clouds of points, or one geometry, got None. For a cost matrix: "
+     "solve(CostMatrix(C))."),
+    (lambda: assign(Ragged.from_list([X], [Y])), "assign: expected problems of one size, got "
+     f"{Ragged.from_list([X], [Y])!r}. Call it for each, or pad costs with infinity."),
+]  # fmt: skip
 
 # -- plans, potentials and maps
 CASES += [

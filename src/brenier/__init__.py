@@ -8,7 +8,7 @@ True
 """
 
 from .adjoint import Adjoint, Envelope, Implicit, Unrolled
-from .api import solve
+from .api import assign, solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
 from .geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
@@ -51,5 +51,6 @@ __all__ = [
     "Status",
     "Unrolled",
     "__version__",
+    "assign",
     "solve",
 ]

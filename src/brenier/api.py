@@ -1,4 +1,4 @@
-"""The front door: `solve` picks the geometry, the problem and the solver."""
+"""The front door: `solve` picks the geometry, the problem and the solver; `assign` matches one to one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, is_real
+from ._inputs import Kind, float_tensor, is_count, is_real, matrix_kind
 from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
-from .geometry import CostMatrix, Geometry, PointCloud
+from .geometry import CostMatrix, Geometry, PointCloud, Ragged
 from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
 from .solution import Solution
 from .solvers import (
     Annealing,
+    Assignment,
     Circle,
     DualAscent,
     Fixed,
+    Matching,
     Monotone,
     Multiscale,
     NetworkSimplex,
@@ -38,11 +40,14 @@ from .solvers import (
 )
 from .solvers.entropic.newton import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
+from .solvers.exact.assignment import match, permutes
 
-__all__ = ["solve"]
+__all__ = ["assign", "solve"]
 
 # Pairs up to which sparse Newton may take over from Sinkhorn, and beyond which clusters of points pay off.
 _NEWTON_LIMIT = 10_000**2
+# Points up to which a permutation is found faster by augmenting paths than by the network simplex.
+_PATHS = 1_000
 _SMALL = 0.01  # epsilon over the mean cost up to which they do
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
@@ -57,6 +62,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "circle": Circle,
     "dual-ascent": DualAscent,
     "annealing": Annealing,
+    "assignment": Assignment,
 }
 
 
@@ -102,10 +108,10 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", or a `Solver`. With an
-            epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from there on;
-            beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the mean cost,
-            it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
+            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment", or a
+            `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
+            there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
+            mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -162,6 +168,73 @@ def solve(
         callback=callback,
         timeout=timeout,
     )
+
+
+def assign(
+    x: Any,
+    y: Any = None,
+    *,
+    cost: str | Cost | Callable[[Tensor, Tensor], Tensor] = "sqeuclidean",
+    max_pairs: int | None = None,
+    price: float | None = None,
+) -> Matching:
+    r"""Match rows and columns one to one at least cost: all of the shorter side, or a part; many problems at once.
+
+    Minimises  sum of c_ij over the pairs,  no row and no column in two; with a price, sum of c_ij - price. The proof is
+    dual: f_i + g_j <= c_ij, f <= level, g <= 0 (no bound on a side that is matched in full), and the value is
+    sum f + sum g - level * (rows without a pair).
+
+    Args:
+        x: costs (*batch, n, m) of either sign, where infinity forbids a pair; or a geometry; or points (*batch, n, d).
+        y: points (*batch, m, d), if x are points.
+        cost: between points; see `solve`.
+        max_pairs: make so many pairs, those of least total cost; min(n, m) if None. With a price, at most so many.
+        price: leave pairs unmatched that cost more than this.
+
+    Returns:
+        A `Matching`: columns and matched (*batch, n), value, f, g, level and gap, in the kind of the input. The value
+        is differentiable in the costs or the points.
+
+    Raises:
+        InvalidInput: NaN, costs of minus infinity, max_pairs out of range, a price that is not finite, or too many
+            forbidden pairs.
+
+    Complexity: O(min(n, m)^2 max(n, m)) time at worst, usually some dozen passes over the costs; the n x m costs of
+    points are formed, in blocks of problems. Problems are spread over the threads of torch.
+
+    Reference: Jonker & Volgenant (1987), A shortest augmenting path algorithm for dense and sparse linear assignment
+    problems; Crouse (2016), On implementing 2D rectangular assignment algorithms.
+
+    Example:
+        >>> import torch, brenier
+        >>> matching = brenier.assign(torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0]]))
+        >>> matching.columns.tolist(), float(matching.value), float(matching.gap)
+        ([1, 0], 3.0, 0.0)
+        >>> x, y = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[1.2], [0.1]])
+        >>> brenier.assign(x, y, price=0.5).columns.tolist()
+        [1, 0, -1]
+    """
+    geometry = _costs(x) if y is None and x is not None and not isinstance(x, Geometry) else _geometry(x, y, cost)[1]
+    if isinstance(geometry, Ragged):
+        refuse("assign", "problems of one size", repr(geometry), "Call it for each, or pad costs with infinity.")
+    shorter = min(geometry.shape)
+    if max_pairs is not None and not (is_count(max_pairs) and max_pairs <= shorter):
+        refuse("max_pairs", f"an integer from 1 to {shorter}", repr(max_pairs))
+    if price is not None and not (is_real(price) and abs(price) < float("inf")):
+        refuse("price", "a finite number or None", repr(price))
+    return match(geometry, max_pairs=max_pairs, price=None if price is None else float(price))
+
+
+def _costs(costs: Any) -> CostMatrix:
+    """A matrix of costs in which infinity forbids a pair; other geometries are finite."""
+    tensor = float_tensor(costs, "cost matrix")
+    values = tensor.detach()
+    # one pass over many problems where all is well
+    sound = values.dim() >= 2 and values.numel() and all(bool(t.isfinite()) for t in values.aminmax())
+    allowed = values.new_zeros(1, 1) if sound else values.masked_fill(values == float("inf"), 0)
+    matrix = CostMatrix(allowed).with_tensors(tensor)
+    matrix.kind = matrix_kind(costs)
+    return matrix
 
 
 def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
@@ -245,6 +318,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
             Circle(),
             "points on a circle and a convex cost: sorting is exact, cut open at the right place",
         )
+    if n <= _PATHS and permutes(problem):
+        return Assignment(), f"exact, and a permutation of {n} points of equal masses"
     exact = NetworkSimplex()
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"

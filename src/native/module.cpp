@@ -8,12 +8,15 @@
 #include <cstdint>
 #include <new>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "assignment.hpp"
 #include "network_simplex.hpp"
 
 namespace brenier {
+std::string simd_in_use();
 void bind_pairwise(nanobind::module_& module);
 void bind_tiny_sinkhorn(nanobind::module_& module);
 void bind_laplacian(nanobind::module_& module);
@@ -125,13 +128,49 @@ void bind_listed_transport(nb::module_& module) {
       .def_prop_ro("tolerance", &ListedTransport::tolerance);
 }
 
+brenier::AssignmentEngine assignment_engine_in_use() {
+  const std::string name = brenier::simd_in_use();
+#ifdef BRENIER_AVX512
+  if (name == "avx512") return brenier::assignment_avx512_engine();
+#endif
+#ifdef BRENIER_AVX2
+  if (name == "avx2") return brenier::assignment_avx2_engine();
+#endif
+  return brenier::assignment_plain_engine();
+}
+
+template <class T>
+nb::tuple assignment(nb::ndarray<const T, nb::ndim<3>, nb::c_contig, nb::device::cpu> cost,
+                     std::optional<Matrix> start, std::int64_t pairs, double price, int threads) {
+  const std::size_t count = cost.shape(0), n = cost.shape(1), m = cost.shape(2);
+  std::vector<std::int64_t> cols(count * n), found(count);
+  std::vector<double> f(count * n), g(count * m), level(count);
+  const brenier::AssignmentTask<T> task{
+      static_cast<std::int64_t>(count), static_cast<std::int64_t>(n), static_cast<std::int64_t>(m), cost.data(),
+      start ? start->data() : nullptr, pairs, price, cols.data(), f.data(), g.data(), level.data(), found.data()};
+  Poll poll{nb::none()};
+  {
+    nb::gil_scoped_release nogil;
+    brenier::assignment(task, threads, assignment_engine_in_use(), [&poll] { poll(); });
+  }
+  return nb::make_tuple(to_numpy(std::move(cols)), to_numpy(std::move(f)), to_numpy(std::move(g)),
+                        to_numpy(std::move(level)), to_numpy(std::move(found)));
+}
+
+template <class T>
+void bind_assignment(nb::module_& module) {
+  module.def("assignment", &assignment<T>, "cost"_a.noconvert(), "start"_a.none(), "pairs"_a, "price"_a, "threads"_a);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.doc() = "The compiled kernels: network simplex, pairwise operations, Sinkhorn scaling of many small matrices.";
+  module.doc() = "The compiled kernels: network simplex, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
   bind_listed_transport(module);
+  bind_assignment<float>(module);
+  bind_assignment<double>(module);
   brenier::bind_pairwise(module);
   brenier::bind_tiny_sinkhorn(module);
   brenier::bind_laplacian(module);

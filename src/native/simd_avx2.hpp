@@ -78,6 +78,10 @@ inline double sum(F64x4 a) {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
 }
+inline double least(F64x4 a) {
+    const __m128d s = _mm_min_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+    return _mm_cvtsd_f64(_mm_min_sd(s, _mm_unpackhi_pd(s, s)));
+}
 inline F64x4 exp2(F64x4 x) {
     using P = Exp2<double>;
     x = min(F64x4::set1(P::highest), max(F64x4::set1(P::lowest), x));

@@ -59,6 +59,7 @@ inline F64x8 operator/(F64x8 a, F64x8 b) { return {_mm512_div_pd(a.v, b.v)}; }
 inline F64x8 fma(F64x8 a, F64x8 b, F64x8 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 inline F64x8 fnma(F64x8 a, F64x8 b, F64x8 c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
 inline F64x8 max(F64x8 a, F64x8 b) { return {_mm512_max_pd(a.v, b.v)}; }
+inline F64x8 min(F64x8 a, F64x8 b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline F64x8 abs(F64x8 a) { return {_mm512_abs_pd(a.v)}; }
 inline F64x8 sqrt(F64x8 a) { return {_mm512_sqrt_pd(a.v)}; }
 inline F64x8 where_greater(F64x8 a, F64x8 b, F64x8 yes, F64x8 no) {
@@ -66,6 +67,7 @@ inline F64x8 where_greater(F64x8 a, F64x8 b, F64x8 yes, F64x8 no) {
 }
 inline F64x8::mask at_least(F64x8 a, F64x8 b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GE_OQ); }
 inline double sum(F64x8 a) { return _mm512_reduce_add_pd(a.v); }
+inline double least(F64x8 a) { return _mm512_reduce_min_pd(a.v); }
 inline F64x8 exp2(F64x8 x) {
     x = max(F64x8::set1(-10000.0), x);
     const F64x8 n{_mm512_roundscale_pd(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};

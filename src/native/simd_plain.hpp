@@ -72,6 +72,11 @@ struct Plain {
         for (int i = 1; i < width; ++i) out += a.v[i];
         return out;
     }
+    friend T least(Plain a) {
+        T out = a.v[0];
+        for (int i = 1; i < width; ++i) out = a.v[i] < out ? a.v[i] : out;
+        return out;
+    }
     friend Plain exp2(Plain x) {
         using P = Exp2<T>;
         x = min(set1(P::highest), max(set1(P::lowest), x));
@@ -101,6 +106,7 @@ struct Plain {
     friend Plain fma(Plain a, Plain b, Plain c) { return {a.v * b.v + c.v}; }
     friend Plain fnma(Plain a, Plain b, Plain c) { return {c.v - a.v * b.v}; }
     friend Plain max(Plain a, Plain b) { return {a.v > b.v ? a.v : b.v}; }
+    friend Plain min(Plain a, Plain b) { return {a.v < b.v ? a.v : b.v}; }
     friend Plain abs(Plain a) { return {std::fabs(a.v)}; }
     friend Plain sqrt(Plain a) { return {std::sqrt(a.v)}; }
     friend Plain where_greater(Plain a, Plain b, Plain yes, Plain no) { return a.v > b.v ? yes : no; }
@@ -110,6 +116,7 @@ struct Plain {
     static bool any(mask a) { return a; }
     static unsigned bits(mask a) { return a; }
     friend T sum(Plain a) { return a.v; }
+    friend T least(Plain a) { return a.v; }
     friend Plain exp2(Plain a) { return {std::exp2(a.v)}; }
 };
 

@@ -12,6 +12,7 @@ from .entropic.sinkhorn import Sinkhorn
 from .entropic.start import GaussianStart, Given, SortingStart, Start, Zeros
 from .entropic.subsample import SubsampleStart
 from .entropic.symmetric import SymmetricSinkhorn
+from .exact.assignment import Assignment, Matching
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
@@ -22,12 +23,14 @@ __all__ = [
     "Adam",
     "Anderson",
     "Annealing",
+    "Assignment",
     "Circle",
     "DualAscent",
     "Fixed",
     "GaussianStart",
     "Given",
     "Halving",
+    "Matching",
     "Method",
     "Monotone",
     "Multiscale",

@@ -159,7 +159,19 @@ class NewtonPath(Solver[PathState]):
         state = sinkhorn.init(problem)
         assert problem.epsilon is not None
         return _Item(
-            problem, problem.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, _PER_ROW, False, None, None, _Record()
+            problem,
+            problem.epsilon,
+            state.f,
+            state.g,
+            problem.a,
+            math.inf,
+            0,
+            _DROPPED,
+            _PER_ROW,
+            False,
+            None,
+            None,
+            _Record(),
         )
 
     def _begun(self, problem: Problem, record: _Record) -> _Item:
@@ -177,7 +189,19 @@ class NewtonPath(Solver[PathState]):
                 break
         record = record._replace(sweeps=record.sweeps + count, passes=record.passes + 2 * count)
         return _Item(
-            problem, level.epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, _PER_ROW, True, None, None, record
+            problem,
+            level.epsilon,
+            state.f,
+            state.g,
+            problem.a,
+            math.inf,
+            0,
+            _DROPPED,
+            _PER_ROW,
+            True,
+            None,
+            None,
+            record,
         )
 
     def step(self, problem: Problem, state: PathState) -> PathState:
