@@ -29,7 +29,7 @@ _LEVEL_TOL = 1e-3  # marginal error at which a level of epsilon is left
 _DROPPED = math.log(1e4)  # at first, entries below exp(-this) sqrt(row mass x column mass) are left out
 _WIDEST = 500.0  # where that ends
 _PER_ROW = 256  # most entries of a row, at first
-_MOST = 2**23  # entries up to which that grows
+_MOST = 2**22  # entries up to which that grows
 _LOST = 0.2  # error at which a prediction has failed, and a smaller step is taken
 _NEAR = 0.99  # the smallest step
 _POOR = 0.1  # share of an error that a good round leaves at most
@@ -97,15 +97,16 @@ class NewtonPath(Solver[PathState]):
     r"""Follow the path of epsilon downwards: predict along its tangent, correct by Newton steps on a sparse plan.
 
     A round at one level of epsilon: two passes over all pairs make the columns exact and measure the rows; a third one
-    lists the entries with P_ij >= 1e-4 sqrt(r_i c_j), and more where the graph of these falls into parts that cannot
-    balance their masses; Newton's method scales them (`SparseScaling`), while the sum of the others is held. Then
+    lists the entries with P_ij >= 1e-4 sqrt(r_i c_j), and more after a round that left more than a tenth of the error;
+    Newton's method scales them (`SparseScaling`), the others growing with their row and their column. Once a level is
+    met to 1e-3,
 
         f(eps') = f(eps) + (eps' - eps) df/deps,   sum_j P_ij (df_i + dg_j - log(P_ij / a_i b_j)) = 0,  and over i,
 
-    begins the next level. At the problem's own epsilon rounds repeat until the rows are met: what was left out is the
-    factor that the error falls by. Newton systems are those of graph Laplacians, which an approximate Cholesky factor
-    solves in nearly linear time, whatever their condition; so a small epsilon, where plans are sparse, is cheap, and
-    is reached in a few dozen Newton steps.
+    begins the next one; where that leaves an error above 0.2, the step in epsilon was too long, and is made shorter.
+    Newton systems are those of graph Laplacians, which an approximate Cholesky factor solves in nearly linear time,
+    whatever their condition; so a small epsilon, where plans are sparse, is cheap, and is reached in a few dozen Newton
+    steps.
 
     Computes in float64 whatever the input; potentials and plan keep that inside, and hand out the dtype of the input.
     The items of a batch are solved one by one. Rows and columns without mass take no part. The sparse part runs on the
