@@ -215,6 +215,14 @@ def summarise(records: dict[tuple[Any, ...], Record], preset: str, threads: int)
     seconds = round(sum(r.get("seconds", 0.0) for m in cells.values() for r in m.values()))
     report.provenance = provenance() | {"threads": threads, "seconds": seconds}
     libraries = ", ".join(f"{p} {version(p)}" for p in ("POT", "ott-jax", "jax", "geomloss", "mdot-tnt", "regot"))
+    names, sizes = {c[3] for c in cells}, sorted({c[2] for c in cells})
+    limits = [r["limit"] for m in cells.values() for r in m.values() if r["library"] != OURS]
+    whole = len(names) == len(problems.SETS) and len(sizes) > 1
+    report.notes.append(
+        f"{'All' if whole else f'{len(names)} of the {len(problems.SETS)}'} sets, n = {', '.join(map(str, sizes))}. "
+        f"A run of a rival was stopped after {min(limits, default=0):.3g} to {max(limits, default=0):.3g} s; cells in "
+        "which no rival was done have no ratio."
+    )
     report.notes.append(f"{processor()}; {libraries}. Seconds are those of the runs that succeeded.")
     report.data = [
         "clouds and costs drawn at random; digits (scikit-learn), photographs (scikit-image), Fashion-MNIST",
@@ -317,7 +325,8 @@ def main() -> None:
     start = time.perf_counter()
     if not options.report:
         run_cells(options, records)
-    report = summarise(records, "quick" if options.quick else "full", options.threads)
+    whole = {(r["set"], r["n"]) for r in records.values()} >= {(s, n) for s in problems.SETS for n in (1024, 4096)}
+    report = summarise(records, "quick" if options.quick else "full" if whole else "part", options.threads)
     path = report.save(options.out)
     for table in report.tables[:2]:
         print(f"\n{table.title}\n{'':24} " + "  ".join(table.columns))

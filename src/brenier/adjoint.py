@@ -25,9 +25,8 @@ __all__ = ["Adjoint", "Envelope", "Implicit", "Unrolled", "absorbed", "gibbs_mar
 
 _DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-10}
 _PATIENCE = 50  # conjugate gradients before a factorisation is worth it
-_ROUNDING = (
-    1e-10  # of the numbers that went in: what may be left out of a system that float64 cannot tell from singular
-)
+# Of the numbers that went in: what may be left out of a system that float64 cannot tell from a singular one.
+_ROUNDING = 1e-10
 
 _Inverses = dict[tuple[int, ...], SupportInverse]
 

@@ -46,9 +46,9 @@ __all__ = ["assign", "solve"]
 
 # Pairs up to which sparse Newton may take over from Sinkhorn, and beyond which clusters of points pay off.
 _NEWTON_LIMIT = 10_000**2
+_SMALL = 0.01  # epsilon over the mean cost up to which they do
 # Points up to which a permutation is found faster by augmenting paths than by the network simplex.
 _PATHS = 1_400
-_SMALL = 0.01  # epsilon over the mean cost up to which they do
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,

@@ -22,7 +22,7 @@ struct LaplacianResult {
 
 // An approximate Cholesky factor of the Laplacian (Kyng & Sachdeva 2016; Gao, Kyng & Spielman 2023): vertices are
 // eliminated by growing degree, and of the clique that each leaves behind, one edge for each neighbour is drawn, with
-// the right expectation. A factor of O(edges log edges) entries, whatever the graph.
+// the right expectation. A factor of O(edges log edges) entries is expected, whatever the graph.
 class ApproximateCholesky {
  public:
   ApproximateCholesky(const BipartiteGraph& graph, std::uint64_t seed);

@@ -29,8 +29,8 @@ class Laplacian:
     On components without such an edge x is known up to a constant, and the right-hand side sums to zero.
 
     The native engine runs conjugate gradients with an approximate Cholesky factor, sampled edge by edge: near linear
-    time in the number of entries, a dozen iterations for any graph and weights of any range. SciPy's sparse LU is the
-    reference.
+    time in the number of entries, and few iterations whatever the graph: six to fifteen for the plans that it was made
+    for, some dozens for a chain of weights over twelve orders of magnitude. SciPy's sparse LU is the reference.
 
     Args:
         starts, columns, weights: W as a CSR matrix.

@@ -40,20 +40,20 @@ def test_the_others_grow_with_their_row_and_column():
 
 
 def test_a_link_that_has_to_grow_by_many_orders():
-    """Two blocks, of which one has mass that the other needs, and a link of 1e-10."""
+    """Two blocks, of which one has mass that the other needs, and a link of 1e-6."""
     n = 10
     rng = np.random.default_rng(2)
     block = rng.uniform(0.5, 1, (n, n))
-    P = np.block([[block, np.full((n, n), 1e-10)], [np.full((n, n), 1e-10), block]]) / (2 * n * n)
+    P = np.block([[block, np.full((n, n), 1e-6)], [np.full((n, n), 1e-6), block]]) / (2 * n * n)
     a, b = np.full(2 * n, 0.05), np.full(2 * n, 0.05)
     a[:n], a[n:] = 0.06, 0.04
     rows, cols = (t.ravel() for t in np.indices(P.shape))
     scaling = SparseScaling(rows, cols, P.ravel(), a, b, np.zeros(2 * n), np.zeros(2 * n))
     steps = scaling.solve(1e-10)
     scaled = P * np.exp(scaling.u[:, None] + scaling.v)
-    np.testing.assert_allclose(scaled.sum(1), a, rtol=1e-2)  # some of it is taken to lie elsewhere
-    assert np.abs(scaling.a - scaling._sums).sum() < 1e-9
-    assert steps.newton < 40
+    np.testing.assert_allclose(scaled.sum(1), a, rtol=1e-5)  # what is taken to lie elsewhere has grown as well
+    assert scaling.u[:n].mean() - scaling.u[n:].mean() > 9
+    assert steps.newton < 20
 
 
 def test_lines_without_mass_take_no_part():
