@@ -38,7 +38,7 @@ from .solvers import (
     SymmetricSinkhorn,
     run,
 )
-from .solvers.entropic.newton import takes_newton
+from .solvers.entropic.items import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 from .solvers.exact.assignment import match, permutes
 

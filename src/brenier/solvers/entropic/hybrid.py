@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import refuse
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number, time_is_up
-from .newton import takes_newton, unbatched
+from .items import check_newton, unbatched
 from .path import NewtonPath, PathState
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
 from .start import Zeros
@@ -95,11 +94,7 @@ class SinkhornNewton(Solver[HybridState]):
         return replace(self.path, tol=self._goal(problem), f=f, g=g)
 
     def check(self, problem: Problem) -> None:
-        if problem.epsilon is None:
-            refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
-        if not takes_newton(problem):
-            got = f"{problem.marginals!r} and reference={problem.reference!r}"
-            refuse(self.name, "exact marginals and the product reference", got, "Use solver='sinkhorn'.")
+        check_newton(self.name, problem)
         self.sinkhorn.beginning.check(problem)
 
     def init(self, problem: Problem) -> HybridState:

@@ -12,21 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..._inputs import Kind
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry
 from ...marginals import Exact, log_weights
-from ...plan import GibbsPlan
 from ...problem import Problem
 from ...schur import largest_entries
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_number, check_start
+from .items import column, gibbs, item_of, unbatched
 from .relaxation import Plain
 from .schedule import Fixed, Halving, Schedule
 from .sinkhorn import Sinkhorn
 
-__all__ = ["Newton", "NewtonState", "SparseNewton", "takes_newton", "unbatched"]
+__all__ = ["Newton", "NewtonState", "SparseNewton"]
 
 Array = NDArray[np.float64]
+_numpy = Kind.array_numpy
 
 _DEFAULT_TOL = 1e-10
 _LEVEL_TOL = 0.1  # error at which a level above the problem's epsilon is left
@@ -160,7 +162,8 @@ class _NewtonSolver(Solver[NewtonState]):
         assert problem.epsilon is not None
         warm = self.f is not None or self.g is not None
         epsilon = problem.epsilon if warm else self.schedule.start(problem)
-        f, g = (_start_of(h, w, index) for h, w in ((self.f, problem.a), (self.g, problem.b)))
+        given = ((item_of(h, index), w) for h, w in ((self.f, problem.a), (self.g, problem.b)))
+        f, g = (torch.zeros_like(w) if h is None else h.to(w) for h, w in given)
         item = _Item(
             problem, epsilon, f, g, problem.a, torch.inf, self.sweeps, 0, 1.0, self._entries(problem.geometry), 0,
             _Record(),
@@ -180,18 +183,12 @@ class _NewtonSolver(Solver[NewtonState]):
         return max(i.error for i in state.items)
 
     def finish(self, problem: Problem, state: NewtonState) -> Outcome:
-        assert problem.epsilon is not None
-        double = problem.double()
         # stopped on the way down, or just arrived: the columns are owed an update at the problem's epsilon
         items = [
             i if i.settled and i.error < torch.inf else self._refreshed(i._replace(epsilon=_target(i)))
             for i in state.items
         ]
-        f, g = (torch.stack([getattr(i, name) for i in items]).reshape(*problem.batch_shape, -1) for name in "fg")
-        eps = problem.epsilon.double()
-        line = eps.unsqueeze(-1) if eps.dim() else eps
-        plan = GibbsPlan(problem.geometry, f + line * log_weights(double.a), g + line * log_weights(double.b), eps)
-        return Outcome(plan, f, g, _stats(items, bool(problem.batch_shape)))
+        return Outcome(*gibbs(problem, [i.f for i in items], [i.g for i in items]), _stats(problem, items))
 
     def _goal(self) -> float:
         return self.tol if self.tol is not None else _DEFAULT_TOL
@@ -527,57 +524,17 @@ def _factorised(K: Any, rhs: Array, scale: Array, shift: float) -> Array:
         jitter *= 10
 
 
-def takes_newton(problem: Problem) -> bool:
-    """Whether the Newton solvers can take this problem."""
-    return problem.balanced and problem.reference == "product"
-
-
-def unbatched(problem: Problem) -> list[Problem]:
-    """The problems of a batch, without batch axes."""
-    assert problem.epsilon is not None
-    batch = problem.batch_shape
-    if not batch:
-        return [problem]
-    out = []
-    for index in np.ndindex(*batch):
-        out.append(
-            Problem(
-                problem.geometry.item(index),
-                problem.a[index],
-                problem.b[index],
-                problem.marginals,
-                problem.epsilon[index] if problem.epsilon.dim() else problem.epsilon,
-            )
-        )
-    return out
-
-
-def _start_of(h: Tensor | None, weights: Tensor, index: int) -> Tensor:
-    if h is None:
-        return torch.zeros_like(weights)
-    h = h.to(weights)
-    return h if h.dim() == 1 else h.reshape(-1, h.shape[-1])[index]
-
-
-def _numpy(t: Tensor) -> Any:
-    return t.detach().cpu().numpy()
-
-
-def _stats(items: list[_Item], batched: bool) -> dict[str, Any]:
+def _stats(problem: Problem, items: list[_Item]) -> dict[str, Any]:
     records = [i.record for i in items]
-
-    def column(values: list[Any]) -> Any:
-        return values if batched else values[0]
-
-    return {
-        "marginal_error": max(i.error for i in items),
-        "n_sinkhorn": column([r.sweeps for r in records]),
-        "n_newton": column([len(r.cg) for r in records]),
-        "kernel_evaluations": column([r.evaluations for r in records]),
-        "factorisations": column([r.factorisations for r in records]),
-        "cg_iterations": column([list(r.cg) for r in records]),
-        "alphas": column([list(r.alphas) for r in records]),
-        "densities": column([list(r.densities) for r in records]),
-        "errors": column([list(r.errors) for r in records]),
-        "levels": column([list(r.levels) for r in records]),
+    parts: dict[str, Callable[[_Record], Any]] = {
+        "n_sinkhorn": lambda r: r.sweeps,
+        "n_newton": lambda r: len(r.cg),
+        "kernel_evaluations": lambda r: r.evaluations,
+        "factorisations": lambda r: r.factorisations,
+        "cg_iterations": lambda r: list(r.cg),
+        "alphas": lambda r: list(r.alphas),
+        "densities": lambda r: list(r.densities),
+        "errors": lambda r: list(r.errors),
+        "levels": lambda r: list(r.levels),
     }
+    return {"marginal_error": max(i.error for i in items)} | {k: column(problem, records, v) for k, v in parts.items()}

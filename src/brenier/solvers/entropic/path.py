@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._inputs import Kind
 from ...errors import refuse
 from ...marginals import log_weights
-from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number, check_start
-from .newton import takes_newton, unbatched
+from .items import check_newton, column, gibbs, item_of, unbatched
 from .scaling import SparseScaling
 from .schedule import Halving, Schedule
-from .sinkhorn import DEFAULT_TOL, Sinkhorn
+from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
 
 __all__ = ["NewtonPath", "PathState"]
+
+_numpy = Kind.array_numpy
 
 _START = 0.03  # epsilon over the mean cost at which the path begins
 _SWEEPS = 60  # most iterations of Sinkhorn there
@@ -142,11 +145,7 @@ class NewtonPath(Solver[PathState]):
     # -- the contract of a solver ----------------------------------------------------------------------------
 
     def check(self, problem: Problem) -> None:
-        if problem.epsilon is None:
-            refuse(self.name, "an epsilon", "None", "Give epsilon=Relative(0.01), or solver='network-simplex'.")
-        if not takes_newton(problem):
-            got = f"{problem.marginals!r} and reference={problem.reference!r}"
-            refuse(self.name, "exact marginals and the product reference", got, "Use solver='sinkhorn'.")
+        check_newton(self.name, problem)
         check_start(f"{self.name} start f", self.f, problem.shape[0])
         check_start(f"{self.name} start g", self.g, problem.shape[1])
 
@@ -156,54 +155,24 @@ class NewtonPath(Solver[PathState]):
     def _start(self, problem: Problem, index: int) -> _Item:
         if self.f is None and self.g is None:
             return self._begun(problem, _Record())
-        sinkhorn = Sinkhorn(f=_item_of(self.f, index), g=_item_of(self.g, index))
+        sinkhorn = Sinkhorn(f=item_of(self.f, index), g=item_of(self.g, index))
         state = sinkhorn.init(problem)
-        assert problem.epsilon is not None
-        return _Item(
-            problem,
-            problem.epsilon,
-            state.f,
-            state.g,
-            problem.a,
-            math.inf,
-            0,
-            _DROPPED,
-            _PER_ROW,
-            False,
-            None,
-            None,
-            _Record(),
-        )
+        return _item(problem, _epsilon(problem), state, False, _Record())
 
     def _begun(self, problem: Problem, record: _Record) -> _Item:
         """At the beginning of the path, by Sinkhorn."""
-        assert problem.epsilon is not None
         sinkhorn = Sinkhorn(tol=_LEVEL_TOL, schedule=self.schedule)
-        level = replace(problem, epsilon=torch.maximum(problem.epsilon, _START * problem.geometry.mean_cost()))
-        assert level.epsilon is not None
+        first = torch.maximum(_epsilon(problem), _START * problem.geometry.mean_cost())
+        level = replace(problem, epsilon=first)
         state = sinkhorn.init(level)
         count = 0
-        while count < _SWEEPS or state.level > level.epsilon:
+        while count < _SWEEPS or state.level > first:
             state = sinkhorn.step(level, state)
             count += 1
             if bool(sinkhorn.done(level, state)):
                 break
         record = record._replace(sweeps=record.sweeps + count, passes=record.passes + 2 * count)
-        return _Item(
-            problem,
-            level.epsilon,
-            state.f,
-            state.g,
-            problem.a,
-            math.inf,
-            0,
-            _DROPPED,
-            _PER_ROW,
-            True,
-            None,
-            None,
-            record,
-        )
+        return _item(problem, first, state, True, record)
 
     def step(self, problem: Problem, state: PathState) -> PathState:
         goal = self._goal(problem)
@@ -220,20 +189,12 @@ class NewtonPath(Solver[PathState]):
         return max(i.error for i in state.items)
 
     def finish(self, problem: Problem, state: PathState) -> Outcome:
-        assert problem.epsilon is not None
-        double = problem.double()
         # stopped on the way: the columns are owed an update at the problem's epsilon
+        goal = self._goal(problem)
         items = [
-            i
-            if i.settled and i.error < math.inf and self._ended(i, self._goal(problem))
-            else _measured(i._replace(epsilon=_target(i)))
-            for i in state.items
+            i if i.settled and self._ended(i, goal) else _measured(i._replace(epsilon=_target(i))) for i in state.items
         ]
-        f, g = (torch.stack([getattr(i, name) for i in items]).reshape(*problem.batch_shape, -1) for name in "fg")
-        eps = problem.epsilon.double()
-        line = eps.unsqueeze(-1) if eps.dim() else eps
-        plan = GibbsPlan(problem.geometry, f + line * log_weights(double.a), g + line * log_weights(double.b), eps)
-        return Outcome(plan, f, g, _stats(items, bool(problem.batch_shape)))
+        return Outcome(*gibbs(problem, [i.f for i in items], [i.g for i in items]), _stats(problem, items))
 
     def _goal(self, problem: Problem) -> float:
         return self.tol if self.tol is not None else DEFAULT_TOL[problem.a.dtype]
@@ -330,32 +291,31 @@ def _sparse(item: _Item) -> tuple[_Item, SparseScaling]:
     return item._replace(record=record), SparseScaling(rows, cols, values, _numpy(a), _numpy(b), *others)
 
 
+def _item(problem: Problem, epsilon: Tensor, state: SinkhornState, cold: bool, record: _Record) -> _Item:
+    """A problem before its first round, at the potentials of Sinkhorn."""
+    return _Item(
+        problem, epsilon, state.f, state.g, problem.a, math.inf, 0, _DROPPED, _PER_ROW, cold, None, None, record
+    )  # fmt: skip
+
+
+def _epsilon(problem: Problem) -> Tensor:
+    assert problem.epsilon is not None
+    return problem.epsilon
+
+
 def _target(item: _Item) -> Tensor:
-    assert item.problem.epsilon is not None
-    return item.problem.epsilon
+    return _epsilon(item.problem)
 
 
-def _item_of(h: Tensor | None, index: int) -> Tensor | None:
-    return h if h is None or h.dim() == 1 else h.reshape(-1, h.shape[-1])[index]
-
-
-def _numpy(t: Tensor) -> Any:
-    return t.detach().cpu().numpy()
-
-
-def _stats(items: list[_Item], batched: bool) -> dict[str, Any]:
+def _stats(problem: Problem, items: list[_Item]) -> dict[str, Any]:
     records = [i.record for i in items]
-
-    def column(values: list[Any]) -> Any:
-        return values if batched else values[0]
-
-    return {
-        "marginal_error": max(i.error for i in items),
-        "n_sinkhorn": column([r.sweeps for r in records]),
-        "n_newton": column([r.newton for r in records]),
-        "kernel_evaluations": column([r.passes for r in records]),
-        "cg_iterations": column([r.cg for r in records]),
-        "errors": column([list(r.errors) for r in records]),
-        "levels": column([list(r.levels) for r in records]),
-        "entries": column([list(r.entries) for r in records]),
+    parts: dict[str, Callable[[_Record], Any]] = {
+        "n_sinkhorn": lambda r: r.sweeps,
+        "n_newton": lambda r: r.newton,
+        "kernel_evaluations": lambda r: r.passes,
+        "cg_iterations": lambda r: r.cg,
+        "errors": lambda r: list(r.errors),
+        "levels": lambda r: list(r.levels),
+        "entries": lambda r: list(r.entries),
     }
+    return {"marginal_error": max(i.error for i in items)} | {k: column(problem, records, v) for k, v in parts.items()}
