@@ -2,16 +2,14 @@
 
 from ..solvers.exact.line import circle_cost, line_cost
 from .doubly_stochastic import DoublyStochastic, Scaled, doubly_stochastic, marginal_error
+from .lifted import LiftedPlan, expected_sliced_plan, min_sliced_plan
 from .sliced import (
     Circular,
-    LiftedPlan,
     MaxSliced,
     Polynomial,
     SlicedEstimate,
     energy_sliced_wasserstein,
-    expected_sliced_plan,
     max_sliced_wasserstein,
-    min_sliced_plan,
     random_directions,
     sliced_barycentre,
     sliced_wasserstein,
