@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._inputs import is_real
 from .errors import refuse
+from .kernels.elementwise import exp, log
 
 __all__ = [
     "FLOOR",
@@ -55,14 +56,14 @@ class Side(NamedTuple):
         if not self.counting:
             return torch.zeros_like(self.weights)
         positive = self.weights > 0  # outside of the product, as eps x -inf has no derivative
-        ratio = torch.where(positive, self.weights, 1).log() - self.reference.log()
+        ratio = log(torch.where(positive, self.weights, 1)) - log(self.reference)
         return torch.where(positive, self.epsilon * ratio, -torch.inf)
 
     def absorbed(self) -> Tensor:
         """Eps log reference, which turns a potential into that of the plan: P = exp((F + G - C) / eps)."""
         assert self.epsilon is not None
         positive = self.reference > 0  # outside of the product, as eps x -inf has no derivative
-        return torch.where(positive, self.epsilon * torch.where(positive, self.reference, 1).log(), -torch.inf)
+        return torch.where(positive, self.epsilon * log(torch.where(positive, self.reference, 1)), -torch.inf)
 
     def entropy(self, p: Tensor) -> Tensor:
         """Eps KL(p | reference) for each entry; eps p (log p - 1) for the counting measure."""
@@ -416,7 +417,7 @@ class Partial(Marginal):
         met = torch.cat([torch.zeros_like(a[..., :1]), a.cumsum(-1)[..., :-1]], -1)
         tail = (log_weights(a) - ordered / epsilon).flip(-1).logcumsumexp(-1).flip(-1)
         left = self.total(side).unsqueeze(-1) - met
-        t = torch.where(left > 0, epsilon * (left.clamp(min=torch.finfo(a.dtype).tiny).log() - tail), -torch.inf)
+        t = torch.where(left > 0, epsilon * (log(left.clamp(min=torch.finfo(a.dtype).tiny)) - tail), -torch.inf)
         # the first k whose t does not exceed the next s; all are met when there is none
         good = t <= ordered
         first = good.to(torch.uint8).argmax(-1, keepdim=True)
@@ -474,7 +475,7 @@ class Partial(Marginal):
         behind = a.sum(-1) - mass
         level = torch.logsumexp(torch.where(a > 0, log_weights(side.reference) + f / side.epsilon, -torch.inf), -1)
         some = behind > 0
-        level = epsilon * (level - torch.where(some, behind, 1).log())
+        level = epsilon * (level - log(torch.where(some, behind, 1)))
         entropy = torch.where(some, -(level + epsilon) * behind, 0)
         if not side.counting:
             entropy = entropy + epsilon * a.sum(-1)
@@ -542,7 +543,7 @@ class Slack(Marginal):
             return (a * torch.where(f >= delta, delta, _finite(f, a > 0))).sum(-1)
         some = a > 0
         f = _finite(f, some)
-        behind = _finite(side.reference * ((f - self.delta) / side.epsilon).exp(), some)
+        behind = _finite(side.reference * exp((f - self.delta) / side.epsilon), some)
         each = a * f - side.epsilon * behind
         return (each if side.counting else each + side.epsilon * side.reference).sum(-1)
 
@@ -554,7 +555,7 @@ ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}
 def log_weights(a: Tensor) -> Tensor:
     """Log a, with -inf and a zero gradient where a = 0."""
     positive = a > 0
-    return torch.where(positive, torch.where(positive, a, 1).log(), -torch.inf)
+    return torch.where(positive, log(torch.where(positive, a, 1)), -torch.inf)
 
 
 def translation(marginals: tuple[Marginal, Marginal], sides: tuple[Side, Side], f: Tensor, g: Tensor) -> Tensor | None:
@@ -572,7 +573,7 @@ def translation(marginals: tuple[Marginal, Marginal], sides: tuple[Side, Side], 
         return (left.log_mass - right.log_mass) / (1 / left.rho + 1 / right.rho)
     if isinstance(left, _Bin) and isinstance(right, _Bin):
         middle = (left.log_content + right.log_content) / 2
-        skew = torch.asinh((left.capacity - right.capacity) / (2 * middle.exp()))
+        skew = torch.asinh((left.capacity - right.capacity) / (2 * exp(middle)))
         return _settled(left.epsilon * ((right.log_content - left.log_content) / 2 + skew))
     return None
 
@@ -595,7 +596,7 @@ class _Decay(NamedTuple):
     rho: float | Tensor
 
     def reach(self, mass: Tensor) -> Tensor:
-        return self.rho * (self.log_mass - mass.log())
+        return self.rho * (self.log_mass - log(mass))
 
 
 class _Bin(NamedTuple):
@@ -608,4 +609,4 @@ class _Bin(NamedTuple):
     def reach(self, mass: Tensor) -> Tensor:
         left = self.capacity - mass
         empty = left <= ROUNDING[left.dtype] * self.capacity
-        return torch.where(empty, torch.inf, self.epsilon * (left.clamp(min=0).log() - self.log_content))
+        return torch.where(empty, torch.inf, self.epsilon * (log(left.clamp(min=0)) - self.log_content))

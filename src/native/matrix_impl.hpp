@@ -27,6 +27,12 @@ BRENIER_INLINE void add(Pool<T>& pool, T value, std::int64_t row, std::int64_t c
 
 constexpr std::int64_t kSeeds = 1024;  // minima of sets of entries, which bound the k-th smallest
 constexpr double kLogOf2 = 0.693147180559945309417232121458;
+// Fourth roots of the smallest numbers: sums of a rescaled kernel are at least this, its scalings at most one over it.
+template <class T>
+constexpr double safe_sum() {
+    return sizeof(T) == 8 ? 0x1p-255 : 0x1p-31;
+}
+
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 template <class V>
@@ -228,6 +234,32 @@ struct MatrixRunner {
         return out;
     }
 
+    void row_gibbs(std::int64_t i) const {
+        const T* row = task.cost + i * task.row_step;
+        T* out = task.out + i * task.m;
+        alignas(64) T kept[kAlong + W];
+        for (std::int64_t j = 0; j < task.m; j += kAlong) {
+            const std::int64_t end = j + kAlong < task.m ? j + kAlong : task.m;
+            row_exponentials(row, task.f[i], j, end, kept);
+            for (std::int64_t t = j; t < end; ++t) out[t] = kept[t - j];
+        }
+    }
+
+    // Terms below the smallest number that were dropped when P was made are at most 1 / safe^3 after scaling: nothing
+    // beside a sum of at least `safe`.
+    T rescaled(T f, double sum) const {
+        return sum >= safe_sum<T>() ? T(double(f) - std::log2(sum) * unscale) : std::numeric_limits<T>::quiet_NaN();
+    }
+
+    void row_rescaled(std::int64_t i) const {
+        const T* row = task.cost + i * task.row_step;
+        double sum = 0;
+        for (std::int64_t j = 0; j < task.m; j += kAlong) {
+            sum += double(dot(row + j, task.g + j, kAlong < task.m - j ? kAlong : task.m - j));
+        }
+        task.out[i] = rescaled(task.f[i], sum);
+    }
+
     void row_moments(std::int64_t i) const {
         const T* row = task.cost + i * task.row_step;
         const V s = V::set1(T(scale)), shift = V::set1(task.f[i]);
@@ -407,6 +439,21 @@ struct MatrixRunner {
         }
     }
 
+    void column_rescaled(std::int64_t i, T* buffer) const {
+        double sums[L * W] = {};
+        T kept[L * W];
+        for (std::int64_t j = 0; j < task.m; j += kAcross) {
+            const std::int64_t end = j + kAcross < task.m ? j + kAcross : task.m;
+            V parts[L];
+            for (V& p : parts) p = V::set1(0);
+            across(i, j, end, buffer, [&](int l, V p, std::int64_t t) { parts[l] = fma(p, V::set1(task.g[t]), parts[l]); });
+            for (int l = 0; l < L; ++l) parts[l].store(kept + l * W);
+            for (int l = 0; l < L * W; ++l) sums[l] += double(kept[l]);
+        }
+        const std::int64_t count = task.n - i < L * W ? task.n - i : L * W;
+        for (std::int64_t l = 0; l < count; ++l) task.out[i + l] = rescaled(task.f[i + l], sums[l]);
+    }
+
     void run(std::int64_t begin, std::int64_t end) const {
         const std::int64_t step = task.op == Op::support;  // from the pool of a row to that of the next
         if (task.col_step == 1) {
@@ -417,6 +464,8 @@ struct MatrixRunner {
                     case Op::softmin: row_softmin(i); break;
                     case Op::cmin: row_cmin(i); break;
                     case Op::apply: row_apply(i); break;
+                    case Op::gibbs: row_gibbs(i); break;
+                    case Op::rescaled: row_rescaled(i); break;
                     default: row_moments(i);
                 }
             }
@@ -429,6 +478,7 @@ struct MatrixRunner {
                 case Op::smallest: column_entries(i, end, task.pools + (i - begin) * step, step, buffer); break;
                 case Op::softmin: column_softmin(i, buffer); break;
                 case Op::cmin: column_cmin(i, buffer); break;
+                case Op::rescaled: column_rescaled(i, buffer); break;
                 default: column_sums(i, buffer);
             }
         }

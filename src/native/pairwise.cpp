@@ -295,8 +295,25 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, 
     });
 }
 
+// exp(g / epsilon); all NaN where one is too large for the sums to be trusted.
 template <class T>
-void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, int64_t count, int threads,
+void scale(const T* g, T* out, int64_t m, double epsilon, const Engine<T>& engine) {
+    constexpr double highest = sizeof(T) == 8 ? 255 : 31;  // of a power of two: see safe_sum
+    const T factor = static_cast<T>(1.4426950408889634 / epsilon);
+    bool sound = true;
+    for (int64_t j = 0; j < m; ++j) {
+        out[j] = g[j] * factor;
+        sound &= out[j] <= highest;
+    }
+    if (sound) {
+        engine.exp2(out, out, m);
+    } else {
+        std::fill(out, out + m, std::numeric_limits<T>::quiet_NaN());
+    }
+}
+
+template <class T>
+void over_matrix(MatrixTask<T> first, bool shared, const T* epsilons, int64_t count, int threads,
                  const Engine<T>& engine) {
     if (count <= 0 || first.n <= 0) return;
     const int64_t pairs = first.n * first.m;
@@ -306,6 +323,17 @@ void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, int
     const int64_t rows = std::min<int64_t>(first.n, (std::min(wanted, first.n) + tile - 1) / tile * tile);
     const int64_t parts = (first.n + rows - 1) / rows;
     const int64_t group = std::clamp<int64_t>(wanted / first.n, 1, 64), groups = (count + group - 1) / group;
+    std::vector<T> scalings;
+    if (first.op == Op::rescaled) {
+        scalings.resize(count * first.m);
+        spread(groups, threads, [&](int, int64_t item) {
+            for (int64_t i = item * group; i < std::min(count, (item + 1) * group); ++i) {
+                scale(first.g + i * first.m, scalings.data() + i * first.m, first.m,
+                      epsilons ? static_cast<double>(epsilons[i]) : first.epsilon, engine);
+            }
+        });
+        first.g = scalings.data();
+    }
     spread(groups * parts, threads, [&](int, int64_t item) {
         const int64_t begin = item % parts * rows, end = std::min(first.n, begin + rows);
         const int64_t last = std::min(count, (item / parts + 1) * group);
@@ -316,7 +344,7 @@ void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, int
             if (task.g) task.g += i * task.m;
             if (task.vectors) task.vectors += i * task.m * task.k;
             if (epsilons) task.epsilon = static_cast<double>(epsilons[i]);
-            task.out += i * task.n * (task.op == Op::apply ? task.k : 1);
+            task.out += i * task.n * (task.op == Op::apply ? task.k : task.op == Op::gibbs ? task.m : 1);
             if (task.second) task.second += i * task.n;
             if (task.index) task.index += i * task.n;
             engine.run_matrix(task, begin, end);
@@ -342,7 +370,7 @@ template Found<float> entries<float>(const MatrixTask<float>&, const Blocks*, fl
 template Found<double> entries<double>(const MatrixTask<double>&, const Blocks*, double, int64_t, int,
                                        const Engine<double>&);
 
-template void over_matrix<float>(const MatrixTask<float>&, bool, const float*, int64_t, int, const Engine<float>&);
-template void over_matrix<double>(const MatrixTask<double>&, bool, const double*, int64_t, int, const Engine<double>&);
+template void over_matrix<float>(MatrixTask<float>, bool, const float*, int64_t, int, const Engine<float>&);
+template void over_matrix<double>(MatrixTask<double>, bool, const double*, int64_t, int, const Engine<double>&);
 
 }  // namespace brenier

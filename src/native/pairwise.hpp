@@ -15,7 +15,9 @@ enum class Op {
     matvec,   // sum_j c_ij w_j
     slope,    // sum_j P_ij dc_ij/dx_i, or sum_j P_ij <left_i, right_j> dc_ij/dx_i; for norms
     support,  // the entries of small reduced cost c_ij - f_i - g_j in a pool of each row
-    smallest  // the same in one pool
+    smallest, // the same in one pool
+    gibbs,    // P_ij, all of them; over a matrix only, and row by row
+    rescaled  // f_i - epsilon log sum_j P_ij exp(g_j / epsilon), given the matrix P; NaN where it is not to be trusted
 };
 
 enum class Kind { dot, l1, l2, linf };  // c = -<x, y>, |x - y|_1, |x - y|_2, |x - y|_inf
@@ -90,10 +92,10 @@ struct MatrixTask {
     const T* cost;
     std::int64_t row_step, col_step;
     const T* f;        // (n,)
-    const T* g;        // (m,)
+    const T* g;        // (m,); exp(g / epsilon) for `rescaled`
     const T* vectors;  // (m, k)
     double epsilon;
-    T* out;     // (n,) or (n, k)
+    T* out;     // (n,) or (n, k), for `gibbs` (n, m)
     T* second;  // (n,), the cost of `moments`
     std::int64_t* index;
     List list;  // for support and smallest
@@ -143,7 +145,7 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, std::int64_t epsilon_s
 
 // `count` matrices one after the other, or one that all share.
 template <class T>
-void over_matrix(const MatrixTask<T>& first, bool shared, const T* epsilons, std::int64_t count, int threads,
+void over_matrix(MatrixTask<T> first, bool shared, const T* epsilons, std::int64_t count, int threads,
                  const Engine<T>& engine);
 
 // What support and smallest find: the former row by row, each row by value where `most` cuts it and else by column, the

@@ -840,6 +840,7 @@ struct Runner {
                 if (at.direct == 2) return apply_direct<2>();
                 if (at.direct == kDirect) return apply_direct<kDirect>();
                 return apply_stored();
+            default: return;  // over a matrix only
         }
     }
 };

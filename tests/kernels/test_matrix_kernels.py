@@ -104,3 +104,43 @@ def test_nothing_is_copied():
     for c in (cost, cost.mT, cost.expand(3, 50, 60)):
         lying, _, _ = _laid_out(c)
         assert lying.data_ptr() == cost.data_ptr()
+
+
+@engines
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("layout", "size"), list(itertools.product(LAYOUTS, SIZES)))
+def test_stored_kernels(layout, size, dtype, name):
+    cost, f, g, _, epsilon = problem(layout, *size, dtype)
+    epsilon = torch.as_tensor(epsilon, dtype=dtype)
+    e = epsilon.double()[..., None]
+    c, wide = cost.double(), e[..., None] if epsilon.dim() else e
+    f = -(e * torch.logsumexp((g.double().unsqueeze(-2) - c) / wide, -1)).to(dtype)  # rows sum to one
+    z = (f.double().unsqueeze(-1) + g.double().unsqueeze(-2) - c) / wide
+    terms = ((f.abs().unsqueeze(-1) + g.abs().unsqueeze(-2)).double() + c.abs()) / wide
+    P, rounding = z.exp(), 4 * torch.finfo(dtype).eps * (1 + float(terms.max()))  # relative, of an entry
+    moved = torch.where(torch.arange(size[1]) % 5 == 3, -torch.inf, torch.linspace(-0.2, 0.1, size[1], dtype=dtype))
+    with engine.use_engine(name):
+        stored = engine.gibbs(cost, f, g, epsilon)
+        assert stored.dtype == dtype
+        assert torch.allclose(stored.double(), P, rtol=rounding, atol=torch.finfo(dtype).smallest_normal)
+        for kernel in (stored, stored.mT.contiguous().mT):
+            out = engine.rescaled(kernel, f, moved.expand_as(g), epsilon)
+            exact = f.double() - e * torch.log((P * torch.exp(moved.double() / wide)).sum(-1))
+            assert out.dtype == dtype
+            absolute = 2 * float(e.max()) * rounding
+            assert torch.allclose(out.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=absolute)
+
+
+@engines
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("across", [False, True])
+def test_a_stored_kernel_says_when_it_does_not_tell(name, dtype, across):
+    kernel = torch.eye(40, dtype=dtype)
+    kernel = kernel.mT if across else kernel
+    zero, epsilon = torch.zeros(40, dtype=dtype), torch.ones((), dtype=dtype)
+    moved = zero.clone()
+    moved[7] = -700 if dtype == torch.float64 else -80  # the sum of its row is too small
+    with engine.use_engine(name):
+        out = engine.rescaled(kernel, zero, moved, epsilon)
+        assert out.isnan().nonzero().flatten().tolist() == [7]
+        assert engine.rescaled(kernel, zero, -moved, epsilon).isnan().all()  # a scaling is too large

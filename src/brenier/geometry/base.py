@@ -13,6 +13,7 @@ from .._inputs import Kind, weights_tensor
 from ..errors import refuse
 from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
+from .memory import LIMIT, GibbsMemory
 
 __all__ = ["Geometry", "Lines", "PairGeometry", "Support"]
 
@@ -124,6 +125,18 @@ class Geometry(ABC):
         """The same geometry without gradient history."""
         return self.with_tensors(*(t.detach() for t in self.tensors))
 
+    def remembering(self, epsilon: Tensor) -> Geometry:
+        """The same geometry for many soft transforms at one epsilon, which may keep its kernel if that is small.
+
+        For a loop without gradients; what is kept goes with the object that this returns.
+        """
+        return self
+
+    @property
+    def remembers(self) -> bool:
+        """Whether repeated soft transforms are cheaper than the first: see `remembering`."""
+        return False
+
     def item(self, index: tuple[int, ...]) -> Geometry:
         """The geometry of one item of a batch, whose axes may be more than those of the geometry; no batch axes."""
         lead = self.batch_shape
@@ -183,6 +196,8 @@ class PairGeometry(Geometry):
     The two rank-one terms never enter a tile: they are absorbed by the potentials.
     """
 
+    _memory: GibbsMemory | None = None
+
     @abstractmethod
     def _pairs(self) -> tuple[Pairs, Tensor, Tensor]:
         """The blocks, row term (*batch, n) and column term (*batch, m)."""
@@ -195,8 +210,23 @@ class PairGeometry(Geometry):
     def fused(self) -> bool:
         return bool(self.detach()._pairs()[0].kind)
 
+    def remembering(self, epsilon: Tensor) -> Geometry:
+        n, m = self.shape
+        if max(self.batch_shape.numel(), epsilon.numel()) * n * m > LIMIT:
+            return self
+        out = self.detach()
+        out._memory = GibbsMemory(self.detach(), epsilon.detach())
+        return out
+
+    @property
+    def remembers(self) -> bool:
+        return self._memory is not None
+
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
-        if self._along(dim) == 0:
+        along = self._along(dim)
+        if self._memory is not None:
+            return self._memory.softmin(h, epsilon, along)
+        if along == 0:
             return self.T.softmin(h, epsilon)
         self._check_potential(h, self.shape[1])
         self._check_epsilon(epsilon)

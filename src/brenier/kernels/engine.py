@@ -23,8 +23,10 @@ __all__ = [
     "Pairs",
     "apply",
     "cmin",
+    "gibbs",
     "matvec",
     "memory_budget",
+    "rescaled",
     "row_moments",
     "smallest",
     "softmin",
@@ -90,15 +92,22 @@ def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
 
 def _given(pairs: Pairs, *others: Tensor, blocks: bool = False) -> bool:
     """Whether the native engine takes this call over a cost matrix that is there. `blocks`: some of its entries too."""
-    if pairs.kind != "matrix" or _chosen() == "reference" or not native.available():
+    if pairs.kind != "matrix":
         return False
     if pairs.blocks is not None and not blocks:
         return False
-    cost = pairs.rows[0]
+    return _over_matrix(pairs.rows[0], *others)
+
+
+def _over_matrix(cost: Tensor, *others: Tensor) -> bool:
+    """Whether the native engine takes a call over this matrix."""
+    tensors = cost, *others
     return (
-        cost.dtype in native.DTYPES
-        and all(t.dtype == cost.dtype and t.is_cpu for t in (cost, *others))
-        and not _recorded(pairs, *others)
+        _chosen() != "reference"
+        and native.available()
+        and cost.dtype in native.DTYPES
+        and all(t.dtype == cost.dtype and t.is_cpu for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and not torch.compiler.is_compiling()
     )
 
@@ -237,3 +246,15 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     """See `reference.smallest`."""
     found = _entries(pairs, f, g, k, whole=True)
     return reference.smallest(pairs, f, g, k) if found is None else found
+
+
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
+    """See `reference.gibbs`."""
+    how = matrix if _over_matrix(cost, f, g, epsilon) else reference
+    return how.gibbs(cost, f, g, epsilon)
+
+
+def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
+    """See `reference.rescaled`."""
+    how = matrix if _over_matrix(kernel, f, g, epsilon) else reference
+    return how.rescaled(kernel, f, g, epsilon)

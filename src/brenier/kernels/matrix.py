@@ -12,9 +12,10 @@ from torch import Tensor
 from . import native
 from .build import native as _native
 
-__all__ = ["apply", "cmin", "listed", "row_moments", "softmin"]
+__all__ = ["apply", "cmin", "gibbs", "listed", "rescaled", "row_moments", "softmin"]
 
 _SOFTMIN, _CMIN, _APPLY, _MOMENTS = range(4)
+_GIBBS, _RESCALED = 8, 9
 
 
 def _laid_out(cost: Tensor) -> tuple[Tensor, bool, bool]:
@@ -40,11 +41,13 @@ def _run(
     batch = torch.broadcast_shapes(*(t.shape[: t.dim() - dims] for t, dims in inputs if t is not None))
     n, m = cost.shape[-2:]
     lying, across, shared = _laid_out(cost if cost.dim() == 2 else cost.expand(*batch, n, m))
+    if op == _GIBBS and across:
+        lying, across = cost.contiguous(), False
     kept = [
         None if t is None else t.expand((*batch, *t.shape[t.dim() - dims :])).contiguous() for t, dims in inputs[1:]
     ]
     k = 0 if vectors is None else vectors.shape[-1]
-    out = torch.empty((*batch, n, k) if op == _APPLY else (*batch, n), dtype=cost.dtype)
+    out = torch.empty((*batch, n, *{_APPLY: (k,), _GIBBS: (m,)}.get(op, ())), dtype=cost.dtype)
     second = None  # the cost, or the index
     if op in (_CMIN, _MOMENTS):
         second = torch.empty((*batch, n), dtype=cost.dtype if op == _MOMENTS else torch.int64)
@@ -80,6 +83,16 @@ def row_moments(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, col_term: T
         batch = mass.shape[:-1]
         total = total + apply(cost, f, g, epsilon, col_term.expand(*batch, -1).unsqueeze(-1)).squeeze(-1)
     return mass, total
+
+
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
+    """See `engine.gibbs`."""
+    return _run(_GIBBS, cost, f, g, epsilon)[0]
+
+
+def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
+    """See `engine.rescaled`."""
+    return _run(_RESCALED, kernel, f, g, epsilon)[0]
 
 
 def listed(

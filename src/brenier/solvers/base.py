@@ -74,6 +74,10 @@ class Solver(ABC, Generic[State]):
     def check(self, problem: Problem) -> None:
         """Raise `InvalidInput` if this solver cannot take the problem."""
 
+    def prepared(self, problem: Problem) -> Problem:
+        """The problem as the steps of this solver like it; equal to the given one."""
+        return problem
+
     @abstractmethod
     def init(self, problem: Problem) -> State:
         """The state before the first step."""
@@ -198,7 +202,8 @@ class _Part:
 
     def __init__(self, solver: Solver[Any], problem: Problem) -> None:
         self.solver, self.all = solver, problem
-        self.problem, self.state = problem, solver.init(problem)
+        self.problem = solver.prepared(problem)
+        self.state = solver.init(self.problem)
         self.index: Tensor | None = None  # of the items; None for all of them
         self.saved: Any = None  # the state of all items when the last were left out
 
@@ -208,7 +213,7 @@ class _Part:
             self.saved = self.whole()
             left = (~done).nonzero().squeeze(-1)
             self.index = left if self.index is None else self.index[left]
-            self.problem = self.all.select(self.index)
+            self.problem = self.solver.prepared(self.all.select(self.index))
             self.state = _map(lambda t: t[left], self.state)
         self.state = self.solver.step(self.problem, self.state)
 

@@ -7,14 +7,14 @@ import torch
 
 import brenier
 from brenier import KL, CostMatrix, InvalidInput, PointCloud, Relative
-from brenier.solvers import Sinkhorn, SinkhornNewton
+from brenier.solvers import Fixed, Sinkhorn, SinkhornNewton
 from problems import cloud, weights
 
 
 def test_stays_with_sinkhorn_where_that_is_fast() -> None:
     geometry = PointCloud(cloud(60, 3, 0), cloud(70, 3, 1))
     hybrid = brenier.solve(geometry, epsilon=Relative(0.1))
-    sinkhorn = brenier.solve(geometry, epsilon=Relative(0.1), solver="sinkhorn")
+    sinkhorn = brenier.solve(geometry, epsilon=Relative(0.1), solver=Sinkhorn(schedule=Fixed()))
     assert hybrid.stats["solver"] == "sinkhorn-newton"
     assert hybrid.stats["n_newton"] == 0
     assert hybrid.stats["n_iter"] == sinkhorn.stats["n_iter"]

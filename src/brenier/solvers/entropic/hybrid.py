@@ -14,16 +14,19 @@ from ...solution import Status
 from ..base import Outcome, Solver, check_number, time_is_up
 from .items import check_newton, unbatched
 from .path import NewtonPath, PathState
+from .schedule import Fixed
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
 from .start import Zeros
 
 __all__ = ["HybridState", "SinkhornNewton"]
 
 _SMALL = 2e-3  # epsilon over the mean cost from which on Sinkhorn is not even tried for one problem
+_LARGE = 5e-3  # and from which on a schedule saves nothing, and costs its levels
 _GLANCE = 20  # iterations at the problem's epsilon after which Newton's method must be near for one problem
 _FIRST_LOOK = 40  # iterations before the first forecast
 _WINDOW = 10  # iterations between two forecasts
 _PATIENCE = 40  # iterations still to go that Newton's method is taken to beat
+_KEPT_PATIENCE = 120  # the same where they are cheap, as the Gibbs kernel is kept
 _BATCH_PATIENCE = 1000  # the same in a batch, whose items share their iterations
 _NEAR = 0.05  # error from which Newton's method can start at the problem's own epsilon
 
@@ -97,12 +100,18 @@ class SinkhornNewton(Solver[HybridState]):
         check_newton(self.name, problem)
         self.sinkhorn.beginning.check(problem)
 
+    def prepared(self, problem: Problem) -> Problem:
+        return self.sinkhorn.prepared(problem)
+
     def init(self, problem: Problem) -> HybridState:
         assert problem.epsilon is not None
-        sinkhorn = self._first(problem).init(problem)
+        first, cold = self._first(problem), isinstance(self.sinkhorn.beginning, Zeros)
+        mean = problem.geometry.detach().mean_cost() if cold else problem.epsilon
+        if bool((problem.epsilon >= _LARGE * mean).all()):
+            first = replace(first, schedule=Fixed())
+        sinkhorn = first.init(problem)
         state = HybridState(sinkhorn, None, 0, sinkhorn.error, torch.zeros_like(sinkhorn.error, dtype=torch.bool))
-        cold = isinstance(self.sinkhorn.beginning, Zeros) and not problem.batch_shape
-        if cold and bool(problem.epsilon <= _SMALL * problem.geometry.detach().mean_cost()):
+        if cold and not problem.batch_shape and bool(problem.epsilon <= _SMALL * mean):
             return state._replace(path=self._second(problem).init(problem))
         return state
 
@@ -132,7 +141,9 @@ class SinkhornNewton(Solver[HybridState]):
         error, goal = state.sinkhorn.error, self._goal(problem)
         rate = (error / state.mark).pow(1 / _WINDOW)
         left = torch.where(rate < 1, (goal / error).log() / rate.log(), torch.inf)
-        return (left > (_BATCH_PATIENCE if problem.batch_shape else _PATIENCE)) & (error > goal) & ~state.tried
+        kept = problem.geometry.remembers
+        patience = _BATCH_PATIENCE if problem.batch_shape else _KEPT_PATIENCE if kept else _PATIENCE
+        return (left > patience) & (error > goal) & ~state.tried
 
     def _handed_over(self, problem: Problem, state: HybridState) -> HybridState:
         s = state.sinkhorn

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..._inputs import Kind
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry
+from ...kernels.elementwise import exp, log
 from ...marginals import Exact, log_weights
 from ...problem import Problem
 from ...schur import largest_entries
@@ -406,7 +407,7 @@ class SparseNewton(_NewtonSolver):
         problem, eps = item.problem, item.epsilon
         n, m = problem.shape
         # P_ij / sqrt(D_i b_j) = exp((F_i + G_j - C_ij) / eps)
-        F = torch.where(problem.a > 0, item.f + eps * (log_weights(problem.a) - diagonal.log() / 2), -torch.inf)
+        F = torch.where(problem.a > 0, item.f + eps * (log_weights(problem.a) - log(diagonal) / 2), -torch.inf)
         G = item.g + eps / 2 * log_weights(problem.b)
         K: Any
         if isinstance(problem.geometry, CostMatrix) and item.entries >= _DENSE_SHARE * n * m:
@@ -477,7 +478,7 @@ def _rows(item: _Item, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, float]:
     problem, eps = item.problem, item.epsilon
     soft = problem.geometry.softmin(g + eps * log_weights(problem.b), eps)
     f = torch.where(problem.a > 0, f, soft)
-    rows = problem.a * ((f - soft) / eps).exp()
+    rows = problem.a * exp((f - soft) / eps)
     return f, rows, float((rows - problem.a).abs().sum() / problem.a.sum())
 
 

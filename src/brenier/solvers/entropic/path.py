@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..._inputs import Kind
 from ...errors import refuse
+from ...kernels.elementwise import exp
 from ...marginals import log_weights
 from ...problem import Problem
 from ...solution import Status
@@ -163,7 +164,7 @@ class NewtonPath(Solver[PathState]):
         """At the beginning of the path, by Sinkhorn."""
         sinkhorn = Sinkhorn(tol=_LEVEL_TOL, schedule=self.schedule)
         first = torch.maximum(_epsilon(problem), _START * problem.geometry.mean_cost())
-        level = replace(problem, epsilon=first)
+        level = sinkhorn.prepared(replace(problem, epsilon=first))
         state = sinkhorn.init(level)
         count = 0
         while count < _SWEEPS or state.level > first:
@@ -256,7 +257,7 @@ def _measured(item: _Item) -> _Item:
     g = problem.geometry.softmin(item.f + eps * log_weights(a), eps, dim=0)
     soft = problem.geometry.softmin(g + eps * log_weights(b), eps)
     f = torch.where(a > 0, item.f, soft)
-    rows = a * ((f - soft) / eps).exp()
+    rows = a * exp((f - soft) / eps)
     error = float((rows - a).abs().sum() / a.sum())
     old = item.record
     record = old._replace(passes=old.passes + 2, errors=(*old.errors, error), levels=(*old.levels, float(eps)))
@@ -280,15 +281,13 @@ def _sparse(item: _Item) -> tuple[_Item, SparseScaling]:
     F = torch.where(r > 0, item.f + eps * (log_weights(a) - log_weights(r) / 2), -torch.inf)
     G = item.g + eps / 2 * log_weights(b)
     found = problem.geometry.support(F, G, float(eps) * item.wide, item.per_row)
-    rows, cols = _numpy(found.rows), _numpy(found.cols)
-    values = _numpy((-found.reduced / eps).exp() * (r[found.rows] * b[found.cols]).sqrt())
-    others = (
-        np.maximum(sums - np.bincount(index, values, len(sums)), 0)
-        for index, sums in ((rows, _numpy(r)), (cols, _numpy(b)))
-    )
+    rows, cols, reduced = (_numpy(t) for t in found)
+    sums = _numpy(r), _numpy(b)
+    values = np.exp(-reduced / float(eps)) * np.sqrt(sums[0][rows] * sums[1][cols])
+    others = (np.maximum(s - np.bincount(index, values, len(s)), 0) for index, s in zip((rows, cols), sums))
     old = item.record
     record = old._replace(passes=old.passes + 1, entries=(*old.entries, len(rows)))
-    return item._replace(record=record), SparseScaling(rows, cols, values, _numpy(a), _numpy(b), *others)
+    return item._replace(record=record), SparseScaling(rows, cols, values, _numpy(a), sums[1], *others)
 
 
 def _item(problem: Problem, epsilon: Tensor, state: SinkhornState, cold: bool, record: _Record) -> _Item:

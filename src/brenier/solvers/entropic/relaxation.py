@@ -242,7 +242,9 @@ class Anderson(Relaxation[AndersonState]):
         share = weights.double() / weights.double().sum(-1, keepdim=True)
         wide = d_residuals.double()
         weighted = wide * share.unsqueeze(-2)
-        gram, right = weighted @ wide.mT, weighted @ residual.double().unsqueeze(-1)
+        # sums, as products of such thin matrices may wait for threads
+        gram = torch.stack([(weighted * row.unsqueeze(-2)).sum(-1) for row in wide.unbind(-2)], -1)
+        right = (weighted * residual.double().unsqueeze(-2)).sum(-1, keepdim=True)
         # differences that are all rounding say nothing
         size = torch.where(torch.isfinite(new), new, 0).abs().amax(-1).double()
         noise = (torch.finfo(new.dtype).eps * size).square()
@@ -250,7 +252,7 @@ class Anderson(Relaxation[AndersonState]):
         ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
         gram = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
         gamma = torch.linalg.solve_ex(gram, right).result
-        mix = (gamma.mT @ d_images.double()).squeeze(-2).to(new)
+        mix = (gamma * d_images.double()).sum(-2).to(new)
         f = new - torch.where(torch.isfinite(mix), mix, 0)
         f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
         after = state._replace(

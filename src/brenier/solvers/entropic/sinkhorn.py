@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import refuse
+from ...kernels.elementwise import exp
 from ...marginals import Exact, log_weights, translation
 from ...plan import GibbsPlan
 from ...problem import Problem
@@ -95,6 +96,10 @@ class Sinkhorn(Solver[SinkhornState]):
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
         self.beginning.check(problem)
 
+    def prepared(self, problem: Problem) -> Problem:
+        assert problem.epsilon is not None
+        return replace(problem, geometry=problem.geometry.remembering(problem.epsilon))
+
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
         begin = self.beginning
@@ -137,8 +142,8 @@ class Sinkhorn(Solver[SinkhornState]):
         soft = problem.geometry.softmin(g + side_b.absorbed(), eps)
         best = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
         log_a = log_weights(side_a.reference)
-        before = (log_a + (f - soft) / line).exp()  # the row sums of the plan with the old f, and with the new
-        after = problem.a if isinstance(left, Exact) else (log_a + (best - soft) / line).exp()
+        before = exp(log_a + (f - soft) / line)  # the row sums of the plan with the old f, and with the new
+        after = problem.a if isinstance(left, Exact) else exp(log_a + (best - soft) / line)
         return best, (before - after).abs().sum(-1) / problem.a.sum(-1), after
 
     @staticmethod
@@ -184,7 +189,7 @@ class Sinkhorn(Solver[SinkhornState]):
             soft = q.geometry.softmin(other + q.sides[1].absorbed(), eps)
             best = marginal.prox(soft + side.rise() if side.counting else soft, side)
             log_mass = log_weights(side.reference) - soft / side.epsilon
-            now, then = ((log_mass + each / side.epsilon).exp() for each in (h, best))
+            now, then = (exp(log_mass + each / side.epsilon) for each in (h, best))
             errors.append((now - then).abs().sum(-1) / side.weights.sum(-1))
         return torch.maximum(*errors)
 
