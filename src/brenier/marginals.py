@@ -44,6 +44,7 @@ class Side(NamedTuple):
     weights: Tensor  # (*batch, n), the masses a
     reference: Tensor  # (*batch, n)
     epsilon: Tensor | None = None  # of shape (*batch, 1) or (); None without entropy
+    log: Tensor | None = None  # of the reference, where that is known and finite
 
     @property
     def counting(self) -> bool:
@@ -62,8 +63,14 @@ class Side(NamedTuple):
     def absorbed(self) -> Tensor:
         """Eps log reference, which turns a potential into that of the plan: P = exp((F + G - C) / eps)."""
         assert self.epsilon is not None
+        if self.log is not None:
+            return self.epsilon * self.log
         positive = self.reference > 0  # outside of the product, as eps x -inf has no derivative
         return torch.where(positive, self.epsilon * log(torch.where(positive, self.reference, 1)), -torch.inf)
+
+    def log_reference(self) -> Tensor:
+        """Log reference, with -inf and a zero gradient where it is 0."""
+        return log_weights(self.reference) if self.log is None else self.log
 
     def entropy(self, p: Tensor) -> Tensor:
         """Eps KL(p | reference) for each entry; eps p (log p - 1) for the counting measure."""
@@ -473,7 +480,7 @@ class Partial(Marginal):
         f = _finite(f, a > 0)
         epsilon = side.epsilon.squeeze(-1) if side.epsilon.dim() else side.epsilon
         behind = a.sum(-1) - mass
-        level = torch.logsumexp(torch.where(a > 0, log_weights(side.reference) + f / side.epsilon, -torch.inf), -1)
+        level = torch.logsumexp(torch.where(a > 0, side.log_reference() + f / side.epsilon, -torch.inf), -1)
         some = behind > 0
         level = epsilon * (level - log(torch.where(some, behind, 1)))
         entropy = torch.where(some, -(level + epsilon) * behind, 0)
@@ -528,7 +535,7 @@ class Slack(Marginal):
         if side.epsilon is None:
             return None
         a = side.weights
-        content = log_weights(side.reference) + (torch.where(a > 0, f, -torch.inf) - self.delta) / side.epsilon
+        content = side.log_reference() + (torch.where(a > 0, f, -torch.inf) - self.delta) / side.epsilon
         return _Bin(a.sum(-1, keepdim=True), torch.logsumexp(content, -1, keepdim=True), side.epsilon)
 
     def penalty(self, r: Tensor, side: Side) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from ._inputs import float_tensor, is_real
 from .errors import InvalidInput, refuse
 from .geometry import Geometry, Ragged
+from .kernels.elementwise import log
 from .marginals import ROUNDING, Exact, Marginal, Side
 from .regularizers import Regularizer
 
@@ -122,9 +124,16 @@ class Problem:
     def sides_at(self, epsilon: Tensor | None) -> tuple[Side, Side]:
         """The sides at another epsilon, (*batch,) or ()."""
         line = epsilon.unsqueeze(-1) if epsilon is not None and epsilon.dim() else epsilon
+        log_a, log_b = self._logs
         if self.reference == "product":
-            return Side(self.a, self.a, line), Side(self.b, self.b, line)
+            return Side(self.a, self.a, line, log_a), Side(self.b, self.b, line, log_b)
         return Side(self.a, torch.ones_like(self.a), line), Side(self.b, torch.ones_like(self.b), line)
+
+    @cached_property
+    def _logs(self) -> tuple[Tensor | None, Tensor | None]:
+        """Logarithms of weights that are positive and constant, which each iteration asks for."""
+        log_a, log_b = (None if t.requires_grad or bool((t <= 0).any()) else log(t) for t in (self.a, self.b))
+        return log_a, log_b
 
     @property
     def reference_mass(self) -> Tensor:

@@ -38,7 +38,8 @@ def _run(
     vectors: Tensor | None = None,  # (*batch, m, k)
 ) -> tuple[Tensor, ...]:
     inputs = ((cost, 2), (f, 1), (g, 1), (vectors, 2), (epsilon, 0))
-    batch = torch.broadcast_shapes(*(t.shape[: t.dim() - dims] for t, dims in inputs if t is not None))
+    leads = {t.shape[: t.dim() - dims] for t, dims in inputs if t is not None}
+    batch = leads.pop() if len(leads) == 1 else torch.broadcast_shapes(*leads)  # which is slow beside small problems
     n, m = cost.shape[-2:]
     lying, across, shared = _laid_out(cost if cost.dim() == 2 else cost.expand(*batch, n, m))
     if op == _GIBBS and across:

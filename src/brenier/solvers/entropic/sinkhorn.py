@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import refuse
 from ...kernels.elementwise import exp
-from ...marginals import Exact, log_weights, translation
+from ...marginals import Exact, translation
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
@@ -141,7 +141,7 @@ class Sinkhorn(Solver[SinkhornState]):
         left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
         soft = problem.geometry.softmin(g + side_b.absorbed(), eps)
         best = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
-        log_a = log_weights(side_a.reference)
+        log_a = side_a.log_reference()
         before = exp(log_a + (f - soft) / line)  # the row sums of the plan with the old f, and with the new
         after = problem.a if isinstance(left, Exact) else exp(log_a + (best - soft) / line)
         return best, (before - after).abs().sum(-1) / problem.a.sum(-1), after
@@ -188,7 +188,7 @@ class Sinkhorn(Solver[SinkhornState]):
             assert side.epsilon is not None
             soft = q.geometry.softmin(other + q.sides[1].absorbed(), eps)
             best = marginal.prox(soft + side.rise() if side.counting else soft, side)
-            log_mass = log_weights(side.reference) - soft / side.epsilon
+            log_mass = side.log_reference() - soft / side.epsilon
             now, then = (exp(log_mass + each / side.epsilon) for each in (h, best))
             errors.append((now - then).abs().sum(-1) / side.weights.sum(-1))
         return torch.maximum(*errors)
