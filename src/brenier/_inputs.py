@@ -15,6 +15,7 @@ from .errors import refuse
 
 __all__ = [
     "Kind",
+    "all_finite",
     "check_finite",
     "float_tensor",
     "is_count",
@@ -86,11 +87,16 @@ def float_tensor(obj: Any, name: str) -> Tensor:
     return obj.float() if obj.dtype in (torch.float16, torch.bfloat16) else obj
 
 
+def all_finite(t: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity; one pass, and no temporary."""
+    return not t.numel() or all(bool(torch.isfinite(bound)) for bound in t.detach().aminmax())
+
+
 def check_finite(t: Tensor, name: str, expected: str, cure: str = "") -> None:
     """Refuse NaN, infinity, and tensors on the meta device, which hold no values."""
     if t.is_meta:
         refuse(name, "a tensor with values", "one on the meta device")
-    if not torch.isfinite(t.detach()).all():
+    if not all_finite(t):
         refuse(name, expected, "NaN or infinity", cure)
 
 

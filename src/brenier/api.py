@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, float_tensor, is_count, is_real, matrix_kind
+from ._inputs import Kind, all_finite, float_tensor, is_count, is_real, matrix_kind
 from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
@@ -229,8 +229,7 @@ def _costs(costs: Any) -> CostMatrix:
     """A matrix of costs in which infinity forbids a pair; other geometries are finite."""
     tensor = float_tensor(costs, "cost matrix")
     values = tensor.detach()
-    # one pass over many problems where all is well
-    sound = values.dim() >= 2 and values.numel() and all(bool(t.isfinite()) for t in values.aminmax())
+    sound = values.dim() >= 2 and values.numel() and all_finite(values)  # so as to spare copies of many problems
     allowed = values.new_zeros(1, 1) if sound else values.masked_fill(values == float("inf"), 0)
     matrix = CostMatrix(allowed).with_tensors(tensor)
     matrix.kind = matrix_kind(costs)
