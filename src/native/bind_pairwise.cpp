@@ -130,6 +130,8 @@ void matrix_call(int op, bool across, bool shared, const std::vector<std::int64_
     t.out = reinterpret_cast<T*>(at[5]);
     if (t.op == Op::cmin) {
         t.index = reinterpret_cast<std::int64_t*>(at[6]);
+    } else if (t.op == Op::gibbs || t.op == Op::rescaled) {
+        t.kernel = reinterpret_cast<float*>(at[6]);
     } else {
         t.second = reinterpret_cast<T*>(at[6]);
     }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "inline.hpp"
 #include "pairwise.hpp"
@@ -223,36 +224,49 @@ struct MatrixRunner {
         }
     }
 
-    static T dot(const T* a, const T* b, std::int64_t count) {
+    template <class S>
+    static V fetch(const S* p) {
+        if constexpr (std::is_same_v<S, T>) {
+            return V::load(p);
+        } else {
+            return V::widen(p);
+        }
+    }
+
+    template <class S>
+    static T dot(const S* a, const T* b, std::int64_t count) {
         V parts[4] = {V::set1(0), V::set1(0), V::set1(0), V::set1(0)};
         std::int64_t t = 0;
         for (; t + 4 * W <= count; t += 4 * W) {
-            for (int l = 0; l < 4; ++l) parts[l] = fma(V::load(a + t + l * W), V::load(b + t + l * W), parts[l]);
+            for (int l = 0; l < 4; ++l) parts[l] = fma(fetch(a + t + l * W), V::load(b + t + l * W), parts[l]);
         }
         T out = T(total(parts[0] + parts[1] + (parts[2] + parts[3])));
-        for (; t < count; ++t) out += a[t] * b[t];
+        for (; t < count; ++t) out += T(a[t]) * b[t];
         return out;
     }
 
-    void row_gibbs(std::int64_t i) const {
+    template <class S>
+    void row_gibbs(std::int64_t i, S* stored) const {
         const T* row = task.cost + i * task.row_step;
-        T* out = task.out + i * task.m;
+        S* out = stored + i * task.m;
         alignas(64) T kept[kAlong + W];
         for (std::int64_t j = 0; j < task.m; j += kAlong) {
             const std::int64_t end = j + kAlong < task.m ? j + kAlong : task.m;
             row_exponentials(row, task.f[i], j, end, kept);
-            for (std::int64_t t = j; t < end; ++t) out[t] = kept[t - j];
+            for (std::int64_t t = j; t < end; ++t) out[t] = S(kept[t - j]);
         }
     }
 
     // Terms below the smallest number that were dropped when P was made are at most 1 / safe^3 after scaling: nothing
     // beside a sum of at least `safe`.
     T rescaled(T f, double sum) const {
-        return sum >= safe_sum<T>() ? T(double(f) - std::log2(sum) * unscale) : std::numeric_limits<T>::quiet_NaN();
+        const double safe = task.kernel ? safe_sum<float>() : safe_sum<T>();
+        return sum >= safe ? T(double(f) - std::log2(sum) * unscale) : std::numeric_limits<T>::quiet_NaN();
     }
 
-    void row_rescaled(std::int64_t i) const {
-        const T* row = task.cost + i * task.row_step;
+    template <class S>
+    void row_rescaled(std::int64_t i, const S* kernel) const {
+        const S* row = kernel + i * task.row_step;
         double sum = 0;
         for (std::int64_t j = 0; j < task.m; j += kAlong) {
             sum += double(dot(row + j, task.g + j, kAlong < task.m - j ? kAlong : task.m - j));
@@ -284,17 +298,28 @@ struct MatrixRunner {
     // Calls use(l, c, j) for the L * W outputs from i on, and all j of a chunk; the last outputs are copied first.
     template <class Use>
     void across(std::int64_t i, std::int64_t begin, std::int64_t end, T* buffer, Use&& use) const {
+        across(task.cost, i, begin, end, buffer, use);
+    }
+
+    template <class S, class Use>
+    void across(const S* matrix, std::int64_t i, std::int64_t begin, std::int64_t end, T* buffer, Use&& use) const {
         const std::int64_t wide = L * W;
         const bool whole = i + wide <= task.n;
         if (!whole) {
             for (std::int64_t j = begin; j < end; ++j) {
-                const T* from = task.cost + i + j * task.col_step;
-                for (std::int64_t l = 0; l < wide; ++l) buffer[(j - begin) * wide + l] = i + l < task.n ? from[l] : T(0);
+                const S* from = matrix + i + j * task.col_step;
+                T* to = buffer + (j - begin) * wide;
+                for (std::int64_t l = 0; l < wide; ++l) to[l] = i + l < task.n ? T(from[l]) : T(0);
             }
         }
         for (std::int64_t j = begin; j < end; ++j) {
-            const T* from = whole ? task.cost + i + j * task.col_step : buffer + (j - begin) * wide;
-            for (int l = 0; l < L; ++l) use(l, V::load(from + l * W), j);
+            if (whole) {
+                const S* from = matrix + i + j * task.col_step;
+                for (int l = 0; l < L; ++l) use(l, fetch(from + l * W), j);
+            } else {
+                const T* from = buffer + (j - begin) * wide;
+                for (int l = 0; l < L; ++l) use(l, V::load(from + l * W), j);
+            }
         }
     }
 
@@ -439,14 +464,16 @@ struct MatrixRunner {
         }
     }
 
-    void column_rescaled(std::int64_t i, T* buffer) const {
+    template <class S>
+    void column_rescaled(std::int64_t i, const S* kernel, T* buffer) const {
         double sums[L * W] = {};
         T kept[L * W];
         for (std::int64_t j = 0; j < task.m; j += kAcross) {
             const std::int64_t end = j + kAcross < task.m ? j + kAcross : task.m;
             V parts[L];
             for (V& p : parts) p = V::set1(0);
-            across(i, j, end, buffer, [&](int l, V p, std::int64_t t) { parts[l] = fma(p, V::set1(task.g[t]), parts[l]); });
+            const auto add = [&](int l, V p, std::int64_t t) { parts[l] = fma(p, V::set1(task.g[t]), parts[l]); };
+            across(kernel, i, j, end, buffer, add);
             for (int l = 0; l < L; ++l) parts[l].store(kept + l * W);
             for (int l = 0; l < L * W; ++l) sums[l] += double(kept[l]);
         }
@@ -464,8 +491,8 @@ struct MatrixRunner {
                     case Op::softmin: row_softmin(i); break;
                     case Op::cmin: row_cmin(i); break;
                     case Op::apply: row_apply(i); break;
-                    case Op::gibbs: row_gibbs(i); break;
-                    case Op::rescaled: row_rescaled(i); break;
+                    case Op::gibbs: task.kernel ? row_gibbs(i, task.kernel) : row_gibbs(i, task.out); break;
+                    case Op::rescaled: task.kernel ? row_rescaled(i, task.kernel) : row_rescaled(i, task.cost); break;
                     default: row_moments(i);
                 }
             }
@@ -478,7 +505,9 @@ struct MatrixRunner {
                 case Op::smallest: column_entries(i, end, task.pools + (i - begin) * step, step, buffer); break;
                 case Op::softmin: column_softmin(i, buffer); break;
                 case Op::cmin: column_cmin(i, buffer); break;
-                case Op::rescaled: column_rescaled(i, buffer); break;
+                case Op::rescaled:
+                    task.kernel ? column_rescaled(i, task.kernel, buffer) : column_rescaled(i, task.cost, buffer);
+                    break;
                 default: column_sums(i, buffer);
             }
         }

@@ -297,8 +297,8 @@ void pairwise(const Task<T>& whole, const Blocks& blocks, int64_t epsilon_step, 
 
 // exp(g / epsilon); all NaN where one is too large for the sums to be trusted.
 template <class T>
-void scale(const T* g, T* out, int64_t m, double epsilon, const Engine<T>& engine) {
-    constexpr double highest = sizeof(T) == 8 ? 255 : 31;  // of a power of two: see safe_sum
+void scale(const T* g, T* out, int64_t m, double epsilon, bool narrow, const Engine<T>& engine) {
+    const double highest = sizeof(T) == 8 && !narrow ? 255 : 31;  // of a power of two: see safe_sum
     const T factor = static_cast<T>(1.4426950408889634 / epsilon);
     bool sound = true;
     for (int64_t j = 0; j < m; ++j) {
@@ -329,7 +329,7 @@ void over_matrix(MatrixTask<T> first, bool shared, const T* epsilons, int64_t co
         spread(groups, threads, [&](int, int64_t item) {
             for (int64_t i = item * group; i < std::min(count, (item + 1) * group); ++i) {
                 scale(first.g + i * first.m, scalings.data() + i * first.m, first.m,
-                      epsilons ? static_cast<double>(epsilons[i]) : first.epsilon, engine);
+                      epsilons ? static_cast<double>(epsilons[i]) : first.epsilon, first.kernel, engine);
             }
         });
         first.g = scalings.data();
@@ -346,6 +346,7 @@ void over_matrix(MatrixTask<T> first, bool shared, const T* epsilons, int64_t co
             if (epsilons) task.epsilon = static_cast<double>(epsilons[i]);
             task.out += i * task.n * (task.op == Op::apply ? task.k : task.op == Op::gibbs ? task.m : 1);
             if (task.second) task.second += i * task.n;
+            if (task.kernel) task.kernel += shared && task.op == Op::rescaled ? 0 : i * pairs;
             if (task.index) task.index += i * task.n;
             engine.run_matrix(task, begin, end);
         }

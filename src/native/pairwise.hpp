@@ -98,7 +98,8 @@ struct MatrixTask {
     T* out;     // (n,) or (n, k), for `gibbs` (n, m)
     T* second;  // (n,), the cost of `moments`
     std::int64_t* index;
-    List list;  // for support and smallest
+    float* kernel;  // what `gibbs` writes instead of `out`, and `rescaled` reads instead of `cost`, where it is there
+    List list;      // for support and smallest
     Pool<T>* pools;
 };
 

@@ -13,6 +13,7 @@ struct F32x8 {
     static constexpr int width = 8, row_tile = 6, col_tile = 2;
     __m256 v;
     static F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F32x8 widen(const float* p) { return load(p); }
     static F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     using mask = __m256i;  // all bits of a lane
@@ -53,6 +54,7 @@ struct F64x4 {
     static constexpr int width = 4, row_tile = 6, col_tile = 2;
     __m256d v;
     static F64x4 load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    static F64x4 widen(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
     static F64x4 set1(double x) { return {_mm256_set1_pd(x)}; }
     void store(double* p) const { _mm256_storeu_pd(p, v); }
     using mask = __m256i;  // all bits of a lane

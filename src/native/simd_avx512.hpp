@@ -13,6 +13,7 @@ struct F32x16 {
     static constexpr int width = 16, row_tile = 8, col_tile = 2;
     __m512 v;
     static F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static F32x16 widen(const float* p) { return load(p); }
     static F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     using mask = __mmask16;
@@ -45,6 +46,7 @@ struct F64x8 {
     static constexpr int width = 8, row_tile = 8, col_tile = 2;
     __m512d v;
     static F64x8 load(const double* p) { return {_mm512_loadu_pd(p)}; }
+    static F64x8 widen(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p))}; }
     static F64x8 set1(double x) { return {_mm512_set1_pd(x)}; }
     void store(double* p) const { _mm512_storeu_pd(p, v); }
     using mask = __mmask8;

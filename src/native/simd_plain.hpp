@@ -39,6 +39,11 @@ struct Plain {
         std::memcpy(&out.v, p, sizeof(vector));
         return out;
     }
+    static Plain widen(const float* p) {
+        Plain out;
+        for (int i = 0; i < width; ++i) out.v[i] = T(p[i]);
+        return out;
+    }
     static Plain set1(T x) { return {x - vector{}}; }
     void store(T* p) const { std::memcpy(p, &v, sizeof(vector)); }
     friend Plain operator+(Plain a, Plain b) { return {a.v + b.v}; }
@@ -97,6 +102,7 @@ struct Plain {
     static constexpr int width = 1, row_tile = 4, col_tile = 2;
     T v;
     static Plain load(const T* p) { return {*p}; }
+    static Plain widen(const float* p) { return {T(*p)}; }
     static Plain set1(T x) { return {x}; }
     void store(T* p) const { *p = v; }
     friend Plain operator+(Plain a, Plain b) { return {a.v + b.v}; }

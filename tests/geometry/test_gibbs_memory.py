@@ -72,5 +72,31 @@ def test_large_ones_and_grids_keep_nothing(monkeypatch):
 def test_a_solve_leaves_no_kernel_behind():
     cloud = brenier.PointCloud(torch.rand(30, 2), torch.rand(30, 2))
     solution = brenier.solve(cloud, epsilon=0.1)
-    assert cloud._memory is None
-    assert solution.plan.geometry._memory is None
+    assert cloud.memory is None
+    assert solution.plan.geometry.memory is None
+
+
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_beside_a_matrix_the_kernel_is_rounded(monkeypatch, name):
+    monkeypatch.setattr("brenier.geometry.base.LIMIT", 10)
+    gen = torch.Generator().manual_seed(7)
+    cost = torch.rand(50, 40, generator=gen, dtype=torch.float64)
+    epsilon = torch.tensor(0.03, dtype=torch.float64)
+    assert brenier.CostMatrix(cost).remembering(epsilon, 1e-9).memory is None
+    assert brenier.CostMatrix(cost.float()).remembering(epsilon.float(), 1e-4).memory is None
+    assert brenier.PointCloud(cost, cost).remembering(epsilon, 1e-6).memory is None
+    with engine.use_engine(name):
+        for geometry in (brenier.CostMatrix(cost), brenier.CostMatrix(cost.mT.contiguous().mT)):
+            kept = geometry.remembering(epsilon, 1e-6)
+            assert kept.memory is not None
+            assert kept.memory.narrow
+            for _ in range(3):
+                for dim, size in ((1, 40), (0, 50)):
+                    h = 0.01 * torch.randn(size, generator=gen, dtype=torch.float64)
+                    out, exact = kept.softmin(h, epsilon, dim), geometry.softmin(h, epsilon, dim)
+                    assert (out - exact).abs().max() < 1e-7 * epsilon * 10
+            solution = brenier.solve(geometry, epsilon=epsilon)
+            assert solution.status.ok
+            errors = solution.certificate.marginal_errors
+            assert errors[0] < 2e-6
+            assert errors[1] < 1e-13

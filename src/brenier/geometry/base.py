@@ -13,7 +13,7 @@ from .._inputs import Kind, weights_tensor
 from ..errors import refuse
 from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
-from .memory import LIMIT, GibbsMemory
+from .memory import LIMIT, NARROW_ACCURACY, NARROW_LIMIT, GibbsMemory
 
 __all__ = ["Geometry", "Lines", "PairGeometry", "Support"]
 
@@ -39,6 +39,7 @@ class Geometry(ABC):
     shape: tuple[int, int]  # (n, m)
     batch_shape: torch.Size
     kind: Kind = Kind()  # of what the user handed in
+    memory: GibbsMemory | None = None
 
     # What a subclass must know
 
@@ -125,17 +126,14 @@ class Geometry(ABC):
         """The same geometry without gradient history."""
         return self.with_tensors(*(t.detach() for t in self.tensors))
 
-    def remembering(self, epsilon: Tensor) -> Geometry:
-        """The same geometry for many soft transforms at one epsilon, which may keep its kernel if that is small.
+    def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
+        """The same geometry for many soft transforms at one epsilon, which may keep its kernel in `memory`.
 
-        For a loop without gradients; what is kept goes with the object that this returns.
+        For a loop without gradients; what is kept goes with the object that this returns. O(1) memory, as a few million
+        entries at most are kept; but beside a cost matrix a copy of half its size, rounded to float32, where that
+        accuracy, relative to the masses, is enough.
         """
         return self
-
-    @property
-    def remembers(self) -> bool:
-        """Whether repeated soft transforms are cheaper than the first: see `remembering`."""
-        return False
 
     def item(self, index: tuple[int, ...]) -> Geometry:
         """The geometry of one item of a batch, whose axes may be more than those of the geometry; no batch axes."""
@@ -196,7 +194,7 @@ class PairGeometry(Geometry):
     The two rank-one terms never enter a tile: they are absorbed by the potentials.
     """
 
-    _memory: GibbsMemory | None = None
+    _stored = False  # whether the costs are in memory anyway
 
     @abstractmethod
     def _pairs(self) -> tuple[Pairs, Tensor, Tensor]:
@@ -210,22 +208,22 @@ class PairGeometry(Geometry):
     def fused(self) -> bool:
         return bool(self.detach()._pairs()[0].kind)
 
-    def remembering(self, epsilon: Tensor) -> Geometry:
+    def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
         n, m = self.shape
-        if max(self.batch_shape.numel(), epsilon.numel()) * n * m > LIMIT:
+        pairs = max(self.batch_shape.numel(), epsilon.numel()) * n * m
+        narrow = pairs > LIMIT
+        if narrow and not (
+            self._stored and self.dtype == torch.float64 and accuracy >= NARROW_ACCURACY and pairs <= NARROW_LIMIT
+        ):
             return self
         out = self.detach()
-        out._memory = GibbsMemory(self.detach(), epsilon.detach())
+        out.memory = GibbsMemory(self.detach(), epsilon.detach(), narrow)
         return out
-
-    @property
-    def remembers(self) -> bool:
-        return self._memory is not None
 
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         along = self._along(dim)
-        if self._memory is not None:
-            return self._memory.softmin(h, epsilon, along)
+        if self.memory is not None:
+            return self.memory.softmin(h, epsilon, along)
         if along == 0:
             return self.T.softmin(h, epsilon)
         self._check_potential(h, self.shape[1])

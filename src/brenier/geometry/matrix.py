@@ -34,6 +34,8 @@ class CostMatrix(PairGeometry):
         0.0
     """
 
+    _stored = True
+
     def __init__(self, cost: Any) -> None:
         self.kind = matrix_kind(cost)
         cost = float_tensor(cost, "cost matrix")

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..kernels import engine as kernels
 
-__all__ = ["LIMIT", "GibbsMemory"]
+__all__ = ["LIMIT", "NARROW_ACCURACY", "NARROW_LIMIT", "GibbsMemory"]
 
 # Entries of the kernel up to which it is kept: it stays in the caches there, so that reading it is several times
 # faster than computing it, and it is small beside anything that grows with the problem.
 LIMIT = 2**22
+# And up to which beside a matrix of costs: in float32 it is half of that to read, as reading is what takes the time.
+NARROW_LIMIT = 2**25
+NARROW_ACCURACY = 1e-6  # of the masses; rounding the kernel makes them wrong by 6e-8 at most
 _TRIES = 4  # kernels that are made before the potentials are taken to move too far
 
 
@@ -37,10 +40,11 @@ class GibbsMemory:
     Args:
         costs: the geometry.
         epsilon: the one that is served, (*batch,) or ().
+        narrow: keep it in float32.
     """
 
-    def __init__(self, costs: _Costs, epsilon: Tensor) -> None:
-        self._costs, self._epsilon = costs, epsilon
+    def __init__(self, costs: _Costs, epsilon: Tensor, narrow: bool = False) -> None:
+        self._costs, self._epsilon, self.narrow = costs, epsilon, narrow
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # p, q and K
         self._tries = 0
 
@@ -65,4 +69,4 @@ class GibbsMemory:
         p, q = (out, h) if dim == 1 else (h, out)
         batch = torch.broadcast_shapes(cost.shape[:-2], p.shape[:-1], q.shape[:-1])
         p, q = p.expand(*batch, -1), q.expand(*batch, -1)
-        self._kept = p, q, kernels.gibbs(cost, p, q, self._epsilon)
+        self._kept = p, q, kernels.gibbs(cost, p, q, self._epsilon, self.narrow)

@@ -248,13 +248,14 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     return reference.smallest(pairs, f, g, k) if found is None else found
 
 
-def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False) -> Tensor:
     """See `reference.gibbs`."""
     how = matrix if _over_matrix(cost, f, g, epsilon) else reference
-    return how.gibbs(cost, f, g, epsilon)
+    return how.gibbs(cost, f, g, epsilon, narrow)
 
 
 def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
     """See `reference.rescaled`."""
-    how = matrix if _over_matrix(kernel, f, g, epsilon) else reference
+    narrow = kernel.dtype == torch.float32 and g.dtype == torch.float64
+    how = matrix if _over_matrix(g if narrow else kernel, f, g, epsilon) and kernel.is_cpu else reference
     return how.rescaled(kernel, f, g, epsilon)

@@ -36,6 +36,7 @@ def _run(
     g: Tensor,  # (*batch, m)
     epsilon: Tensor | None,  # (*batch,)
     vectors: Tensor | None = None,  # (*batch, m, k)
+    narrow: bool = False,  # `gibbs` in float32
 ) -> tuple[Tensor, ...]:
     inputs = ((cost, 2), (f, 1), (g, 1), (vectors, 2), (epsilon, 0))
     leads = {t.shape[: t.dim() - dims] for t, dims in inputs if t is not None}
@@ -48,15 +49,18 @@ def _run(
         None if t is None else t.expand((*batch, *t.shape[t.dim() - dims :])).contiguous() for t, dims in inputs[1:]
     ]
     k = 0 if vectors is None else vectors.shape[-1]
-    out = torch.empty((*batch, n, *{_APPLY: (k,), _GIBBS: (m,)}.get(op, ())), dtype=cost.dtype)
+    dtype = torch.float32 if narrow else g.dtype
+    out = torch.empty((*batch, n, *{_APPLY: (k,), _GIBBS: (m,)}.get(op, ())), dtype=dtype)
     second = None  # the cost, or the index
     if op in (_CMIN, _MOMENTS):
         second = torch.empty((*batch, n), dtype=cost.dtype if op == _MOMENTS else torch.int64)
     addresses = [0 if t is None else t.data_ptr() for t in (lying, *kept, out, second)]
+    if narrow or cost.dtype != g.dtype:  # a kernel in float32, written or read
+        addresses[-1] = (out if narrow else lying).data_ptr()
     sizes = [batch.numel(), n, m, k]
     assert _native is not None
     if out.numel():
-        double = cost.dtype == torch.float64
+        double = g.dtype == torch.float64
         _native.over_matrix(op, across, shared, double, sizes, addresses, torch.get_num_threads())
     return (out,) if second is None else (out, second)
 
@@ -86,13 +90,13 @@ def row_moments(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, col_term: T
     return mass, total
 
 
-def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
-    """See `engine.gibbs`."""
-    return _run(_GIBBS, cost, f, g, epsilon)[0]
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool) -> Tensor:
+    """See `reference.gibbs`."""
+    return _run(_GIBBS, cost, f, g, epsilon, narrow=narrow and cost.dtype == torch.float64)[0]
 
 
 def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
-    """See `engine.rescaled`."""
+    """See `reference.rescaled`."""
     return _run(_RESCALED, kernel, f, g, epsilon)[0]
 
 

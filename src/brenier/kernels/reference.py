@@ -433,21 +433,22 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     return flat // m, flat % m, values
 
 
-def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
-    """Return exp((f_i + g_j - c_ij) / eps) for a cost (*batch, n, m) and eps (*batch,) or ()."""
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False) -> Tensor:
+    """Return exp((f_i + g_j - c_ij) / eps) for a cost (*batch, n, m) and eps (*batch,) or (); narrow is float32."""
     out = torch.sub(g.unsqueeze(-2), cost).add_(f.unsqueeze(-1))
-    return out.div_(_spread(epsilon, 2)).exp_()
+    out = out.div_(_spread(epsilon, 2)).exp_()
+    return out.float() if narrow else out
 
 
 def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
     """Return f_i - eps log sum_j P_ij exp(g_j / eps) for a stored `gibbs` P, whose small entries may be lost.
 
-    NaN where these might count: where a sum is below `safe`, the fourth root of the smallest normal number, or a
-    scaling exp(g_j / eps) above 1 / safe.
+    P may be narrow beside f and g, whose dtype the answer has. NaN where what was lost might count: a sum is below
+    `safe`, the fourth root of the smallest normal number, or a scaling exp(g_j / eps) above 1 / safe.
     """
     line = _spread(epsilon, 1)
-    safe = torch.finfo(g.dtype).smallest_normal ** 0.25
+    safe = torch.finfo(kernel.dtype).smallest_normal ** 0.25
     scaling = (g / line).exp()
-    sums = (kernel @ scaling.unsqueeze(-1)).squeeze(-1)
+    sums = (kernel @ scaling.to(kernel.dtype).unsqueeze(-1)).squeeze(-1).to(g.dtype)
     sound = (sums >= safe) & (scaling.amax(-1, keepdim=True) <= 1 / safe)
     return f - line * torch.where(sound, sums, torch.nan).log()

@@ -101,7 +101,7 @@ class SinkhornNewton(Solver[HybridState]):
         self.sinkhorn.beginning.check(problem)
 
     def prepared(self, problem: Problem) -> Problem:
-        return self.sinkhorn.prepared(problem)
+        return self._first(problem).prepared(problem)
 
     def init(self, problem: Problem) -> HybridState:
         assert problem.epsilon is not None
@@ -141,7 +141,8 @@ class SinkhornNewton(Solver[HybridState]):
         error, goal = state.sinkhorn.error, self._goal(problem)
         rate = (error / state.mark).pow(1 / _WINDOW)
         left = torch.where(rate < 1, (goal / error).log() / rate.log(), torch.inf)
-        kept = problem.geometry.remembers
+        memory = problem.geometry.memory
+        kept = memory is not None and not memory.narrow
         patience = _BATCH_PATIENCE if problem.batch_shape else _KEPT_PATIENCE if kept else _PATIENCE
         return (left > patience) & (error > goal) & ~state.tried
 

@@ -98,7 +98,7 @@ class Sinkhorn(Solver[SinkhornState]):
 
     def prepared(self, problem: Problem) -> Problem:
         assert problem.epsilon is not None
-        return replace(problem, geometry=problem.geometry.remembering(problem.epsilon))
+        return replace(problem, geometry=problem.geometry.remembering(problem.epsilon, self._tol(problem)))
 
     def init(self, problem: Problem) -> SinkhornState:
         assert problem.epsilon is not None
@@ -203,7 +203,9 @@ class Sinkhorn(Solver[SinkhornState]):
         assert problem.epsilon is not None
         eps = problem.epsilon
         g = state.g
-        if not bool((state.tight & (state.level == eps)).all()):
+        memory = self.prepared(problem).geometry.memory
+        rounded = memory is not None and memory.narrow
+        if rounded or not bool((state.tight & (state.level == eps)).all()):
             # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
             g = self._columns(problem, state.f, eps)
         side_a, side_b = problem.sides
