@@ -13,16 +13,18 @@ import pytest
 import torch
 
 from brenier import (
-    KL,
     CostMatrix,
     Exact,
+    Free,
     Grid,
     InvalidInput,
+    KL,
     MissingExtra,
     PointCloud,
     Problem,
     Ragged,
     Relative,
+    TV,
     assign,
     solve,
 )
@@ -194,7 +196,13 @@ CASES += [
     (lambda: Problem.make(PointCloud(X, Y), marginals=(Exact(), 1.0)),
      "marginals: expected a Marginal such as Exact() or KL(rho), or a pair of them, got (Exact(), 1.0)."),
     (lambda: solve(X, Y, marginals=KL(1.0)),
-     "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
+     "epsilon: expected a value, as the penalty of KL(rho=1.0) is not piecewise linear, got None. "
+     "Give epsilon=Relative(0.01), say, or use TV(rho)."),
+    (lambda: solve(CostMatrix(-torch.ones(2, 2)), marginals=Free()),
+     "marginals: expected costs that do not pay for more and more mass: c + rho_a + rho_b >= 0 for all pairs, got -1 "
+     "for one. Raise rho, or fix a side or its mass."),
+    (lambda: solve(CostMatrix(torch.ones(2, 2)), marginals=(TV(torch.tensor([1.0, torch.inf])), Exact())),
+     "marginals: expected finite prices without an epsilon, got infinity. Use Exact() or a large price."),
 ]  # fmt: skip
 
 # -- geometries
@@ -328,7 +336,8 @@ CASES += [
     ),
     (
         lambda: solve(X, Y, marginals=KL(1.0), solver="network-simplex"),
-        "network-simplex: expected exact marginals, got (KL(rho=1.0), KL(rho=1.0)). Give an epsilon for soft ones.",
+        "network-simplex: expected marginals with piecewise linear penalties, got KL(rho=1.0). Give an epsilon, or use "
+        "TV(rho).",
     ),
     (
         lambda: solve(LINE, LINE, marginals=KL(1.0), solver="monotone"),

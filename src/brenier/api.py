@@ -308,8 +308,17 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         if n * m > _NEWTON_LIMIT and _clusters(problem):
             return Multiscale(), f"an epsilon was given, and {n} x {m} pairs of points in few dimensions"
         return Sinkhorn(), "an epsilon was given"
+    exact = NetworkSimplex()
     if not problem.balanced:
-        refuse("epsilon", "a value for soft marginals", "None", "Give epsilon=Relative(0.01), say.")
+        for marginal, side in zip(problem.marginals, problem.sides):
+            if marginal.prices(side) is None:
+                refuse(
+                    "epsilon",
+                    f"a value, as the penalty of {marginal!r} is not piecewise linear",
+                    "None",
+                    "Give epsilon=Relative(0.01), say, or use TV(rho).",
+                )
+        return exact, "exact, with virtual rows and columns for mass that stays behind or has no source"
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
@@ -320,7 +329,6 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         )
     if n <= _PATHS and permutes(problem):
         return Assignment(), f"exact, and a permutation of {n} points of equal masses"
-    exact = NetworkSimplex()
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"
     return exact, f"exact, and the {n} x {m} cost matrix fits in memory"

@@ -23,6 +23,7 @@ __all__ = [
     "Free",
     "Marginal",
     "Partial",
+    "Prices",
     "Side",
     "Slack",
     "log_weights",
@@ -69,6 +70,16 @@ class Side(NamedTuple):
         assert self.epsilon is not None
         body = torch.special.xlogy(p, p) - torch.special.xlogy(p, self.reference) - p
         return self.epsilon * (body if self.counting else body + self.reference)
+
+
+class Prices(NamedTuple):
+    """What a unit of mass costs that the marginal r lacks, and that it has too much, against the weights a.
+
+    Each broadcasts to (*batch, n); None where r may not differ in that direction.
+    """
+
+    short: Tensor | None = None
+    over: Tensor | None = None
 
 
 class Marginal(ABC):
@@ -127,6 +138,10 @@ class Marginal(ABC):
             return total, total
         a = side.weights
         return torch.where(self.hard(side), a, 0).sum(-1), torch.where(self.capped(side), a, torch.inf).sum(-1)
+
+    def prices(self, side: Side) -> Prices | None:
+        """The prices of phi where it is piecewise linear, apart from a `total`; None where it is not."""
+        return None
 
     def law(self, f: Tensor, side: Side) -> _Fixed | _Decay | _Bin | None:
         """How the mass that this marginal asks for changes with a shift of f, for `translation`."""
@@ -207,6 +222,9 @@ class Exact(Marginal):
 
     def hard(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)
+
+    def prices(self, side: Side) -> Prices:
+        return Prices()
 
 
 @dataclass(frozen=True)
@@ -298,6 +316,10 @@ class TV(Marginal):
     def least(self, side: Side) -> Tensor:
         return -_like(self.rho, side.weights)
 
+    def prices(self, side: Side) -> Prices:
+        rho = _like(self.rho, side.weights)
+        return Prices(rho, rho)
+
 
 @dataclass(frozen=True)
 class Free(Marginal):
@@ -322,6 +344,10 @@ class Free(Marginal):
 
     def least(self, side: Side) -> Tensor:
         return side.weights.new_zeros(())
+
+    def prices(self, side: Side) -> Prices:
+        zero = side.weights.new_zeros(())
+        return Prices(zero, zero)
 
 
 @dataclass(frozen=True)
@@ -383,6 +409,9 @@ class Partial(Marginal):
 
     def capped(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)
+
+    def prices(self, side: Side) -> Prices:
+        return Prices(short=side.weights.new_zeros(()))
 
     def violation(self, r: Tensor, side: Side) -> Tensor:
         over = (r - side.weights).clamp(min=0).sum(-1)
@@ -514,8 +543,15 @@ class Slack(Marginal):
         price = self.delta + side.rise().clamp(min=FLOOR)
         return -side.epsilon * torch.logaddexp(-s / side.epsilon, (-price / side.epsilon).expand(s.shape))
 
+    def clip(self, f: Tensor) -> Tensor:
+        delta = _like(self.delta, f)
+        return torch.where(f >= delta, delta, f)
+
     def trimmed(self, f: Tensor, side: Side) -> Tensor:
         return torch.minimum(f, _like(self.delta, f))
+
+    def prices(self, side: Side) -> Prices:
+        return Prices(short=_like(self.delta, side.weights))
 
     def capped(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)
