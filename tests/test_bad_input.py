@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from brenier import (
+    KL,
+    TV,
     CostMatrix,
     Exact,
     Free,
     Grid,
     InvalidInput,
-    KL,
     MissingExtra,
     PointCloud,
     Problem,
     Ragged,
     Relative,
-    TV,
     assign,
     solve,
 )

@@ -104,7 +104,7 @@ def solve(
         regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
             non-zeros in each column.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, `TV(rho)`, `Partial(mass)`, `Free()`,
-            `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
+            `Slack(delta)`, or a pair of them; KL needs an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
@@ -141,6 +141,10 @@ def solve(
         >>> solution = brenier.solve(x, x + 5)
         >>> float(solution.value), float(solution.certificate.relative_gap)
         (25.0, 0.0)
+        >>> y = torch.tensor([[0.5], [1.5], [40.0]])
+        >>> solution = brenier.solve(x, y, cost="euclidean", marginals=brenier.TV(2.0))  # what is far may stay
+        >>> solution.plan.row_sums().tolist(), round(float(solution.value), 6)
+        ([0.3333333432674408, 0.3333333432674408, 0.0], 1.666667)
     """
     kind, geometry = _geometry(x, y, cost)
     a, b = _same_rows(a, x, "a", "x"), _same_rows(b, y, "b", "y")

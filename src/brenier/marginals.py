@@ -281,6 +281,8 @@ class KL(Marginal):
 class TV(Marginal):
     """A soft marginal: sum_i rho_i |r_i - a_i|, total variation. Most entries are met, outliers are given up whole.
 
+    Without an epsilon the solve is exact, for finite rho.
+
     Args:
         rho: > 0, in cost units: the price of a unit of mass that appears or vanishes. No mass moves where the cost
             exceeds the sum of both sides' rho. A number, or a tensor that broadcasts to the weights.

@@ -23,7 +23,7 @@ from ...kernels import simplex
 from ...kernels.build import native
 from ..base import time_is_up
 
-__all__ = ["LazyTransport"]
+__all__ = ["LazyTransport", "refuse_cost"]
 
 _FIRST = 32  # arcs per line on the first list
 _EXTRA = 16  # violators per row that one pricing may add
@@ -91,7 +91,7 @@ class LazyTransport:
         self._f = _transformed(self._live, g)
         self._g = g if time_is_up() else _transformed(self._live.T, self._f)
         if not (torch.isfinite(self._f).all() and torch.isfinite(self._g).all()):
-            _refuse_cost()
+            refuse_cost()
         self._simplex = native.ListedTransport(self._supply, self._demand)
         self._plant()
         self._best = self._dual(self._f, self._g)
@@ -195,7 +195,7 @@ class LazyTransport:
         blocks = zip(rows.to(device).split(_BLOCK), cols.to(device).split(_BLOCK))
         cost = torch.cat([self._live.cost_at(i, j) for i, j in blocks]).cpu()
         if not torch.isfinite(cost).all():
-            _refuse_cost()
+            refuse_cost()
         return rows.numpy(), cols.numpy(), cost.numpy()
 
     # ----------------------------------------------------------------------------------------------- rounds
@@ -315,5 +315,6 @@ def _band(rows: Tensor, cols: Tensor) -> _Arcs:
     return _Arcs(rows[keys // m], cols[keys % m])
 
 
-def _refuse_cost() -> None:
+def refuse_cost() -> None:
+    """Refuse a cost with entries that are not finite."""
     refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")

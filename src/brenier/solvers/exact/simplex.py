@@ -20,7 +20,7 @@ from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_number, check_start, time_is_up
-from .lazy import LazyTransport
+from .lazy import LazyTransport, refuse_cost
 from .virtual import Demand, VirtualTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
@@ -59,8 +59,8 @@ class NetworkSimplex(Solver[SimplexState]):
     Solves min <P, C> over P >= 0 with P1 = a and P^T 1 = b, in float64, for any cost and any masses. The plan has
     at most n + m - 1 entries, and is a permutation when n = m and all masses are equal.
 
-    Marginals whose penalties are piecewise linear (`TV`, `Partial`, `Slack`, `Free`, and pairs of them with `Exact`) are
-    virtual rows and columns beside the real ones; the proof is the same.
+    Marginals whose penalties are piecewise linear (`TV`, `Partial`, `Slack`, `Free`, and pairs of them with `Exact`)
+    are virtual rows and columns beside the real ones; the proof is the same.
 
     With pairs="dense" it holds the cost matrix once: 8 n m bytes; typically O((n + m) n m) time or better. With
     pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
@@ -150,8 +150,8 @@ class NetworkSimplex(Solver[SimplexState]):
         virtual = () if problem.balanced else tuple(self._virtual(problem))
         if not self.lazy(problem):
             return SimplexState(virtual=virtual)
-        items = self._items(problem, virtual)
-        return SimplexState(lazy=tuple(LazyTransport(i.geometry, i.a, i.b, f=i.f, g=i.g) for i in items), virtual=virtual)
+        lazy = (LazyTransport(i.geometry, i.a, i.b, f=i.f, g=i.g) for i in self._items(problem, virtual))
+        return SimplexState(lazy=tuple(lazy), virtual=virtual)
 
     def _virtual(self, problem: Problem) -> Iterator[VirtualTransport]:
         """The balanced problem of each item of the batch."""
@@ -229,9 +229,7 @@ class NetworkSimplex(Solver[SimplexState]):
         """The cost matrix of one item of the batch."""
         cost = geometry.tile()
         if not torch.isfinite(cost).all():
-            refuse(
-                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
-            )
+            refuse_cost()
         return cost.contiguous().cpu().numpy()
 
     def _ended(self, item: LazyTransport) -> bool:

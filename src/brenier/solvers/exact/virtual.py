@@ -14,6 +14,7 @@ from ...geometry import Geometry
 from ...geometry.bordered import Bordered
 from ...kernels.simplex import SimplexResult
 from ...marginals import Prices
+from .lazy import refuse_cost
 
 __all__ = ["Demand", "VirtualTransport"]
 
@@ -50,9 +51,9 @@ class VirtualTransport:
     """min <P, C> + phi_a(P1) + phi_b(P^T 1) for one pair of clouds, as balanced transport on a bordered cost.
 
     Mass that stays at row i goes to a virtual column, at the price short_i. So does mass by which a column exceeds its
-    weight: from row i it takes the cheapest column, min_j c_ij + over_j. The same from a virtual row to the columns. What
-    neither needs idles between the two for nothing. A marginal that fixes the mass which it transports has a virtual
-    line of its own, from which nothing idles. Lines without mass, and those of a free side, stay out.
+    weight: from row i it takes the cheapest column, min_j c_ij + over_j. The same from a virtual row to the columns.
+    What neither needs idles between the two for nothing. A marginal that fixes the mass which it transports has a
+    virtual line of its own, from which nothing idles. Lines without mass, and those of a free side, stay out.
 
     Args:
         geometry: in float64, without batch axes.
@@ -86,7 +87,7 @@ class VirtualTransport:
         right_edge = _stack([column.cost for column in columns], a).T
         below = _stack([line.cost for line in lines], b)
         if not (bool(torch.isfinite(right_edge).all()) and bool(torch.isfinite(below).all())):
-            refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")
+            refuse_cost()
         corner = a.new_zeros(len(lines), len(columns))
         if len(lines) and len(columns) and any(line.firm for line in (*lines, *columns)):
             forbidden = a.new_tensor([[u.firm or v.firm for v in columns] for u in lines], dtype=torch.bool)
@@ -203,9 +204,7 @@ class VirtualTransport:
         none = i.new_empty(0)
         F, G = self._completed(F, G, *((over_rows, over_cols) if solved.optimal else (none, none)))
         plan_rows, plan_cols, plan_mass = _merged(*(torch.cat(t).cpu().numpy() for t in zip(*parts)), len(G))
-        return solved._replace(
-            rows=plan_rows, cols=plan_cols, mass=plan_mass, f=F.cpu().numpy(), g=G.cpu().numpy()
-        )
+        return solved._replace(rows=plan_rows, cols=plan_cols, mass=plan_mass, f=F.cpu().numpy(), g=G.cpu().numpy())
 
     def _shifts(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """What to add to f and to g, so that open virtual lines have the potential zero."""
