@@ -185,6 +185,7 @@ def test_a_dustbin_agrees_with_pot(solver: NetworkSimplex) -> None:
         assert_close(solution.value, value, 1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*disp:DeprecationWarning")
 def test_no_worse_than_the_descent_of_pot() -> None:
     """POT's total variation is by L-BFGS on a kinked objective, which ends above the optimum."""
     x, y = cloud(12, 2, 0), cloud(9, 2, 1)

@@ -203,8 +203,12 @@ class VirtualTransport:
                 parts.append((over_rows, cols[at[~stays]], mass[used][~stays]))
         none = i.new_empty(0)
         F, G = self._completed(F, G, *((over_rows, over_cols) if solved.optimal else (none, none)))
-        plan_rows, plan_cols, plan_mass = _merged(*(torch.cat(t).cpu().numpy() for t in zip(*parts)), len(G))
-        return solved._replace(rows=plan_rows, cols=plan_cols, mass=plan_mass, f=F.cpu().numpy(), g=G.cpu().numpy())
+        # each pair once, with all its mass
+        ends = torch.cat([u for u, _, _ in parts]) * len(G) + torch.cat([v for _, v, _ in parts])
+        keys, place = torch.unique(ends, return_inverse=True)
+        merged = mass.new_zeros(len(keys)).index_add(0, place, torch.cat([w for _, _, w in parts]))
+        i, j, merged, F, G = (t.cpu() for t in (keys // len(G), keys % len(G), merged, F, G))
+        return solved._replace(rows=i.numpy(), cols=j.numpy(), mass=merged.numpy(), f=F.numpy(), g=G.numpy())
 
     def _shifts(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """What to add to f and to g, so that open virtual lines have the potential zero."""
@@ -265,11 +269,3 @@ def _bounds(side: Demand, size: int) -> tuple[Tensor, Tensor]:
     none = torch.full((size,), torch.inf, dtype=torch.float64, device=side.weights.device)
     most = none if short is None or side.total is not None else short.expand(size)
     return most, -none if over is None else -over.expand(size)
-
-
-def _merged(
-    rows: NDArray[np.int64], cols: NDArray[np.int64], mass: _Float, m: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], _Float]:
-    """Each pair once, with all its mass."""
-    keys, place = np.unique(rows * m + cols, return_inverse=True)
-    return keys // m, keys % m, np.bincount(place, mass, len(keys))
