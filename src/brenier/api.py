@@ -14,6 +14,7 @@ from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud, Ragged
+from .kernels.build import native
 from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
@@ -24,6 +25,7 @@ from .solvers import (
     Circle,
     DualAscent,
     Fixed,
+    GridFlow,
     Matching,
     Monotone,
     Multiscale,
@@ -41,6 +43,7 @@ from .solvers import (
 from .solvers.entropic.items import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 from .solvers.exact.assignment import match, permutes
+from .solvers.exact.flow import flows_on
 
 __all__ = ["assign", "solve"]
 
@@ -60,6 +63,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
     "circle": Circle,
+    "flow": GridFlow,
     "dual-ascent": DualAscent,
     "annealing": Annealing,
     "assignment": Assignment,
@@ -108,8 +112,8 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment", or a
-            `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
+            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing",
+            "assignment", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
             there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
             mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
@@ -331,6 +335,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
             Circle(),
             "points on a circle and a convex cost: sorting is exact, cut open at the right place",
         )
+    if flows_on(geometry) and native is not None:
+        return GridFlow(), "exact, and the city-block cost of a grid is the length of paths between neighbours"
     if n <= _PATHS and permutes(problem):
         return Assignment(), f"exact, and a permutation of {n} points of equal masses"
     if exact.lazy(problem):
