@@ -112,8 +112,8 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing",
-            "assignment", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
+            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing", "assignment", or a
+            `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
             there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
             mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.

@@ -50,8 +50,9 @@ class GridFlow(Solver[FlowState]):
     r"""Send mass from node to node of the grid, for the cost sum_k |x_k - y_k|: the distance of shortest paths.
 
     Minimises  sum over neighbours u, v of |x_u - x_v| |flow_uv|  over flows with the divergence a - b: on a grid of D
-    dimensions D n edges stand for n^2 pairs. The dual is one potential, f = p and g = -p, with |p_u - p_v| <= |x_u - x_v|
-    for neighbours and so for all pairs. What a and b share stays; the rest is cut into paths, which make the plan.
+    dimensions D n edges stand for n^2 pairs. The dual is one potential, f = p and g = -p, no steeper than the cost
+    between neighbours and so between all pairs. What a and b share stays; the rest is cut into paths, which make the
+    plan.
 
     By the network simplex on the graph; spanning trees of coarser grids, solved first, are the start. A timeout ends
     the pivots with a feasible plan.
