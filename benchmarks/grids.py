@@ -1,9 +1,9 @@
 """Exact transport between images: time and certified gap for each class.
 
 Two images of each class of `brenier.data.dotmark` on a grid, float64, one thread; squared Euclidean cost on the pixels,
-or with `--p 1` the city-block distance, as a flow between neighbours or (`--pairs lazy`) over all pairs. `cpu` is the time that the process
-computed, `gap` the relative gap of the certificate, recomputed over all pairs. With `--gap` the solve ends where that
-gap is proved.
+or with `--p 1` the city-block distance, as a flow between neighbours or (`--pairs lazy`) over all pairs. `cpu` is the
+time that the process computed, `gap` the relative gap of the certificate, recomputed over all pairs. With `--gap` the
+solve ends where that gap is proved.
 
     python benchmarks/grids.py [--sizes 32 64] [--kinds white-noise ...] [--gap 1e-3] [--timeout 60]
     python benchmarks/grids.py --p 1 [--pairs lazy]
@@ -60,8 +60,8 @@ def main():
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             stats = solution.stats
             print(
-                f"{kind:<15} {size:>4} {stats.get('pairs', 'flow'):<5} {solution.status.name:<10} {cpu:>6.1f}s {wall:>7.1f}s "
-                f"{stats['n_iter']:>8} {stats.get('rounds', 0):>6}",
+                f"{kind:<15} {size:>4} {stats.get('pairs', 'flow'):<5} {solution.status.name:<10} {cpu:>6.1f}s "
+                f"{wall:>7.1f}s {stats['n_iter']:>8} {stats.get('rounds', 0):>6}",
                 end="",
             )
             print(*(f"{stats.get('seconds_' + part, 0):>6.1f}s" for part in ("start", "pivots", "pricing")), end=" ")
