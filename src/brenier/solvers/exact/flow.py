@@ -124,7 +124,8 @@ class GridFlow(Solver[FlowState]):
         mass = true_masses(rows, cols, np.concatenate([stays[still], moved]), supply, demand, unit, a, b)
         p = np.empty_like(potential)
         p[place] = potential - (potential.min() + np.ptp(potential) / 2)
-        return _Result(*map(torch.from_numpy, (rows, cols, mass, p)), n_iter, optimal)
+        i, j, w, f = map(torch.from_numpy, (rows, cols, mass, p))
+        return _Result(i, j, w, f, n_iter, optimal)
 
     def terminate(self, problem: Problem, state: FlowState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state)
@@ -164,15 +165,16 @@ class _Level:
         self.sizes = tuple(len(axis) for axis in axes)
         self.nodes = len(excess)
         index = np.arange(self.nodes, dtype=np.int32).reshape(self.sizes)
-        tails, heads, costs, starts = [], [], [], [0]
+        parts: tuple[list[NDArray[Any]], ...] = ([], [], [])
+        self.starts = [0]  # of the edges along each axis
         for k, axis in enumerate(axes):
             lines = np.moveaxis(index, k, -1)
             step = np.broadcast_to(np.diff(axis), lines[..., 1:].shape)
-            for kept, values in ((tails, lines[..., :-1]), (heads, lines[..., 1:]), (costs, step)):
-                kept.append(np.moveaxis(values, -1, k).ravel())
-            starts.append(starts[-1] + len(tails[-1]))
-        self.starts = starts  # of the edges along each axis
-        self.edges = (np.concatenate(tails), np.concatenate(heads), np.concatenate(costs))
+            ends: tuple[NDArray[Any], ...] = (lines[..., :-1], lines[..., 1:])
+            for part, values in zip(parts, (*ends, step)):
+                part.append(np.moveaxis(values, -1, k).ravel())
+            self.starts.append(self.starts[-1] + step.size)
+        self.edges = tuple(map(np.concatenate, parts))  # tails, heads and costs
 
     def _numbers(self, k: int, *at: _Int) -> NDArray[np.int32]:
         """The edges along axis k that leave the nodes at these places for the next."""
