@@ -5,6 +5,7 @@ values agree with each other and with the optimum to 1e-9 of the scale of the co
 float64, from the dense cost. An instance that takes longer than the limit ends the run with its number.
 
     python benchmarks/fuzz_exact.py [--instances 5000] [--seed 100] [--limit 20]
+    python benchmarks/fuzz_exact.py --soft                                    # the same with soft and partial marginals
     python benchmarks/fuzz_exact.py --only 1234                               # one instance, and what went wrong
 """
 
@@ -29,7 +30,19 @@ from scipy.optimize import linprog  # noqa: E402
 from scipy.sparse import coo_array  # noqa: E402
 
 import brenier  # noqa: E402
-from brenier import CostMatrix, PointCloud, Solution, Status  # noqa: E402
+from brenier import (  # noqa: E402
+    TV,
+    CostMatrix,
+    Exact,
+    Free,
+    InvalidInput,
+    Marginal,
+    Partial,
+    PointCloud,
+    Slack,
+    Solution,
+    Status,
+)
 from brenier.kernels.build import native  # noqa: E402
 from brenier.solvers import Monotone, NetworkSimplex  # noqa: E402
 
@@ -130,6 +143,38 @@ def draw(number: int, most: int = 40) -> Instance:
     )
 
 
+def soften(instance: Instance, number: int) -> tuple[Instance, tuple[Marginal, Marginal]]:
+    """Marginals of a number that the instance can meet, whose totals may differ."""
+    r = np.random.default_rng([number, 1])
+    scale = np.abs(instance.cost).max() or 1.0
+    a, b = instance.a, instance.b * float(r.choice([1.0, 1.0, 0.5, 3.0]))
+    instance = instance._replace(b=b, line=False)
+
+    def price(size: int) -> float | torch.Tensor:
+        one = scale * 10.0 ** r.uniform(-3, 0.5)
+        return one if r.random() < 0.7 else one * torch.from_numpy(r.uniform(0.1, 1, size))
+
+    mass = min(a.sum(), b.sum()) * float(r.choice([1.0, 0.5, 1e-3, r.random()]))
+
+    def one(size: int) -> Marginal:
+        kind = r.choice(["tv", "slack", "partial", "free", "exact"])
+        if kind == "tv":
+            return TV(price(size))
+        if kind == "slack":
+            return Slack(float(r.choice([1, 1, 1, 0, -0.1])) * price(size))
+        return {"partial": Partial(mass), "free": Free(), "exact": Exact()}[str(kind)]
+
+    while True:
+        pair = (one(len(a)), one(len(b)))
+        if isinstance(pair[0], Exact) and isinstance(pair[1], Exact):
+            continue
+        try:
+            brenier.Problem.make(instance.geometry, torch.from_numpy(a), torch.from_numpy(b), marginals=pair)
+        except InvalidInput:  # no mass that both sides can take
+            continue
+        return instance._replace(name=f"{instance.name}, {pair}"), pair
+
+
 def solvers(instance: Instance) -> Iterator[brenier.solvers.Solver]:
     """All that can solve it."""
     if native is not None:
@@ -192,6 +237,101 @@ def faults(instance: Instance, solution: Solution, best: float) -> list[str]:
     return found
 
 
+def _bounds(marginal: Marginal, scale: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prices of mass that is short and that is over, in units of the scale of costs; inf where it is not allowed."""
+    parameter = np.asarray(getattr(marginal, "rho", getattr(marginal, "delta", 0.0)), dtype=float) / scale
+    short = np.inf if isinstance(marginal, Exact) else parameter
+    over = parameter if isinstance(marginal, TV | Free) else np.inf
+    return np.broadcast_to(short, (size,)), np.broadcast_to(over, (size,))
+
+
+def soft_optimum(instance: Instance, pair: tuple[Marginal, Marginal]) -> float:
+    """The value by HiGHS, in units of the scale of costs and of the mass of a; -inf where there is none."""
+    cost, a, b = instance.cost, instance.a, instance.b
+    n, m = cost.shape
+    scale = np.abs(cost).max() or 1.0
+    i, j, k = np.repeat(np.arange(n), m), np.tile(np.arange(m), n), np.arange(n * m)
+    lines = np.arange(n + m)
+    prices = [_bounds(marginal, scale, size) for marginal, size in zip(pair, (n, m))]
+    short, over = (np.concatenate([p[t] for p in prices]) for t in (0, 1))
+    # sums of the plan + what is short - what is over = weights
+    ones = np.ones(n + m)
+    entries = np.r_[np.ones(2 * n * m), ones, -ones]
+    rows, cols = np.r_[i, n + j, lines, lines], np.r_[k, k, n * m + lines, n * m + n + m + lines]
+    right = np.concatenate([a, b]) / a.sum()
+    for marginal in pair:
+        if isinstance(marginal, Partial):
+            entries, cols = np.r_[entries, np.ones(n * m)], np.r_[cols, k]
+            rows, right = np.r_[rows, np.full(n * m, len(right))], np.r_[right, float(marginal.mass) / a.sum()]
+    system = coo_array((entries, (rows, cols)), (len(right), n * m + 2 * (n + m))).tocsr()
+    objective = np.concatenate([(cost / scale).ravel(), *(np.where(np.isinf(p), 0, p) for p in (short, over))])
+    limits = [(0, None)] * (n * m) + [(0, 0 if np.isinf(p) else None) for p in (*short, *over)]
+    options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    size = max(n, m)
+    answer = linprog(objective, A_eq=system, b_eq=right * size, bounds=limits, method="highs", options=options)
+    return {0: lambda: answer.fun / size, 3: lambda: -np.inf}.get(answer.status, lambda: np.nan)()
+
+
+def soft_faults(instance: Instance, pair: tuple[Marginal, Marginal], solution: Solution, best: float) -> list[str]:
+    """What is wrong with a solution."""
+    cost, weights = instance.cost, (instance.a, instance.b)
+    scale, mass = np.abs(cost).max() or 1.0, instance.a.sum()
+    found = [] if solution.status is Status.OPTIMAL else [f"status {solution.status.name}"]
+    rows, cols, moved = (t.numpy() for t in solution.plan.entries())
+    potentials = [t.numpy() / scale for t in (solution.f, solution.g)]
+    slack = (cost / scale - potentials[0][:, None] - potentials[1]).min()
+    primal, dual = float((cost / scale)[rows, cols] @ (moved / mass)), 0.0
+    for marginal, index, w, f in zip(pair, (rows, cols), weights, potentials):
+        w, r = w / mass, np.bincount(index, moved / mass, len(w))
+        short, over = _bounds(marginal, scale, len(w))
+        less, more = (w - r).clip(0), (r - w).clip(0)
+        wrong = max(less[np.isinf(short)].max(initial=0), more[np.isinf(over)].max(initial=0))
+        primal += less @ np.where(np.isinf(short), 0, short) + more @ np.where(np.isinf(over), 0, over)
+        slack = min(slack, (f + over).min())
+        if isinstance(marginal, Partial):
+            share = float(marginal.mass) / mass
+            wrong = max(wrong, abs(r.sum() - share))
+            live = np.flatnonzero(w)
+            order = live[np.argsort(f[live])]
+            filled = np.diff(np.minimum(np.cumsum(w[order]), share), prepend=0)
+            dual += filled @ f[order]
+        else:
+            dual += w @ np.minimum(f, short)
+        if not wrong <= 1e-12:
+            found.append(f"marginal off by {wrong:.1e}")
+    if not slack >= -1e-12:
+        found.append(f"potentials infeasible by {-slack:.1e}")
+    size = 1 + max(np.abs(f).max() for f in potentials)
+    if not abs(primal - dual) <= TOLERANCE * size:
+        found.append(f"gap {primal - dual:.1e}")
+    if not np.isnan(best) and not abs(primal - best) <= TOLERANCE * size:
+        found.append(f"value off by {primal - best:.1e}")
+    for name, told in (("value", solution.value), ("certified", solution.certificate.primal)):
+        if not abs(float(told) / scale / mass - primal) <= TOLERANCE * size:
+            found.append(f"{name} off by {float(told) / scale / mass - primal:.1e}")
+    if not float(solution.certificate.gap) / scale / mass <= TOLERANCE * size:
+        found.append(f"certificate of gap {float(solution.certificate.gap) / scale / mass:.1e}")
+    return found
+
+
+def check_soft(number: int, most: int = 40) -> tuple[Instance, list[str]]:
+    """Solve an instance with soft or partial marginals in every way; what is wrong, a line each."""
+    instance, pair = soften(draw(number, most), number)
+    best, wrong = soft_optimum(instance, pair), []
+    a, b = torch.from_numpy(instance.a), torch.from_numpy(instance.b)
+    for solver in solvers(instance):
+        try:
+            warnings.simplefilter("error")
+            solution = brenier.solve(instance.geometry, a=a, b=b, marginals=pair, solver=solver)
+            wrong += [f"{solver!r}: {fault}" for fault in soft_faults(instance, pair, solution, best)]
+        except InvalidInput as error:
+            if best != -np.inf:
+                wrong.append(f"{solver!r}: refused: {error}")
+        except Exception as error:  # whatever it is, it is a finding
+            wrong.append(f"{solver!r}: {type(error).__name__}: {error}")
+    return instance, wrong
+
+
 def check(number: int, most: int = 40) -> tuple[Instance, list[str]]:
     """Solve an instance in every way; what is wrong, a line each."""
     instance = draw(number, most)
@@ -214,6 +354,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=40, help="lines of an instance")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds for an instance")
     parser.add_argument("--only", type=int)
+    parser.add_argument("--soft", action="store_true", help="soft and partial marginals")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, wrong, longest = time.perf_counter(), 0, 0.0
@@ -222,7 +363,7 @@ def main() -> int:
     for number in numbers:
         faulthandler.dump_traceback_later(options.limit, exit=True)
         before = time.perf_counter()
-        instance, faulty = check(number, options.most)
+        instance, faulty = (check_soft if options.soft else check)(number, options.most)
         longest = max(longest, time.perf_counter() - before)
         faulthandler.cancel_dump_traceback_later()
         if faulty:

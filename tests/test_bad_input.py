@@ -14,8 +14,10 @@ import torch
 
 from brenier import (
     KL,
+    TV,
     CostMatrix,
     Exact,
+    Free,
     Grid,
     InvalidInput,
     MissingExtra,
@@ -194,7 +196,13 @@ CASES += [
     (lambda: Problem.make(PointCloud(X, Y), marginals=(Exact(), 1.0)),
      "marginals: expected a Marginal such as Exact() or KL(rho), or a pair of them, got (Exact(), 1.0)."),
     (lambda: solve(X, Y, marginals=KL(1.0)),
-     "epsilon: expected a value for soft marginals, got None. Give epsilon=Relative(0.01), say."),
+     "epsilon: expected a value, as the penalty of KL(rho=1.0) is not piecewise linear, got None. "
+     "Give epsilon=Relative(0.01), say, or use TV(rho)."),
+    (lambda: solve(CostMatrix(-torch.ones(2, 2)), marginals=Free()),
+     "marginals: expected costs that do not pay for more and more mass: c + rho_a + rho_b >= 0 for all pairs, got -1 "
+     "for one. Raise rho, or fix a side or its mass."),
+    (lambda: solve(CostMatrix(torch.ones(2, 2)), marginals=(TV(torch.tensor([1.0, torch.inf])), Exact())),
+     "marginals: expected finite prices without an epsilon, got infinity. Use Exact() or a large price."),
 ]  # fmt: skip
 
 # -- geometries
@@ -309,13 +317,13 @@ CASES += [
     (
         lambda: solve(X, Y, solver="magic"),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing', "
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'flow', 'dual-ascent', 'annealing', "
         "'assignment' or a Solver, got 'magic'.",
     ),
     (
         lambda: solve(X, Y, solver=3),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'dual-ascent', 'annealing', "
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'flow', 'dual-ascent', 'annealing', "
         "'assignment' or a Solver, got 3.",
     ),
     (
@@ -328,7 +336,8 @@ CASES += [
     ),
     (
         lambda: solve(X, Y, marginals=KL(1.0), solver="network-simplex"),
-        "network-simplex: expected exact marginals, got (KL(rho=1.0), KL(rho=1.0)). Give an epsilon for soft ones.",
+        "network-simplex: expected marginals with piecewise linear penalties, got KL(rho=1.0). Give an epsilon, or use "
+        "TV(rho).",
     ),
     (
         lambda: solve(LINE, LINE, marginals=KL(1.0), solver="monotone"),

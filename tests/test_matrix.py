@@ -18,6 +18,7 @@ from torch import Tensor
 import brenier
 from brenier import KL, CostMatrix, Exact, Grid, InvalidInput, Marginal, PointCloud, Solution, Status
 from brenier.costs import CallableCost
+from brenier.kernels.build import native
 from problems import (
     COST,
     COSTS,
@@ -34,7 +35,7 @@ from problems import (
 
 ENTROPIC = ("sinkhorn", "multiscale", "sns", "newton")
 _BOUNDED = ("sqeuclidean", "euclidean", "cityblock", "chebyshev", "Lp(1.5)", "Mahalanobis")  # between boxes
-SOLVERS = (*ENTROPIC, "network-simplex", "monotone")
+SOLVERS = (*ENTROPIC, "network-simplex", "monotone", *(["flow"] if native is not None else []))
 MARGINALS = ("Exact", "KL", "KL, Exact")
 DTYPES = (torch.float64, torch.float32)
 KINDS = ("PointCloud", "CostMatrix", "Grid", "batched")
@@ -58,7 +59,7 @@ GAPS: list[tuple[str, bool, Callable[[Combination], bool]]] = [
     ("a grid has the cost sum |x - y|^p and no other", False, lambda c: c.kind == "Grid" and c.cost not in _GRID_P),
     ("node indices have no batch", True, lambda c: c.kind == "batched" and c.cost == "GraphGeodesic"),
     (
-        "only Sinkhorn, on all pairs or on some, takes soft marginals",
+        "only Sinkhorn, on all pairs or on some, takes KL marginals",
         True,
         lambda c: c.solver not in ("sinkhorn", "multiscale") and c.marginal != "Exact",
     ),
@@ -66,6 +67,11 @@ GAPS: list[tuple[str, bool, Callable[[Combination], bool]]] = [
         "scales need one cloud and bounds between boxes",
         True,
         lambda c: c.solver == "multiscale" and (c.kind != "PointCloud" or c.cost not in _BOUNDED),
+    ),
+    (
+        "flows run between the neighbours of a grid, for the city-block cost",
+        True,
+        lambda c: c.solver == "flow" and (c.kind != "Grid" or c.cost != "cityblock"),
     ),
     ("sorting needs points", True, lambda c: c.solver == "monotone" and c.kind in ("CostMatrix", "Grid")),
     ("sorting needs a convex cost", True, lambda c: c.solver == "monotone" and not COST[c.cost].on_line),
@@ -139,7 +145,7 @@ def run(c: Combination, **more: Any) -> tuple[Solution, Case, float | None, tupl
 
 
 def test_the_matrix_is_whole() -> None:
-    assert len(EVERYTHING) == 6 * 11 * 3 * 2 * 4
+    assert len(EVERYTHING) == len(SOLVERS) * 11 * 3 * 2 * 4
     assert len(RUN) + sum(gap(c) is not None for c in EVERYTHING) == len(EVERYTHING)
     assert {c.solver for c in RUN} == set(SOLVERS)
     assert {c.cost for c in RUN} == {str(c) for c in COSTS}

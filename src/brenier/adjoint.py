@@ -69,8 +69,12 @@ class Envelope(Adjoint):
             problem = replace(problem, geometry=plan.geometry.with_tensors(*problem.geometry.tensors))
         surrogate = _dual(problem, f.detach().to(problem.a), g.detach().to(problem.b))
         if isinstance(plan, SparsePlan):
-            cost = problem.geometry.cost_at(plan.rows, plan.cols)
-            surrogate = surrogate + (plan.mass.to(cost.dtype) * cost).sum(-1)
+            reduced = problem.geometry.cost_at(plan.rows, plan.cols)
+            for potential, lines, marginal in zip((f, g), (plan.rows, plan.cols), problem.marginals):
+                if marginal.parameters:  # which may bound it, so that it moves with them
+                    bounded = marginal.clip(potential.detach().to(problem.a)).expand(*plan.batch_shape, -1)
+                    reduced = reduced - bounded.gather(-1, lines)
+            surrogate = surrogate + (plan.mass.to(reduced.dtype) * reduced).sum(-1)
         elif isinstance(plan, GibbsPlan) and problem.epsilon is None:  # <P, C> of a plan that is held fixed
             F, G, epsilon = (t.detach().to(problem.a) for t in (plan.F, plan.G, plan.epsilon))
             soft = problem.geometry.softmin(G.clamp(min=FLOOR), epsilon)

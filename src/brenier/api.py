@@ -14,6 +14,7 @@ from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud, Ragged
+from .kernels.build import native
 from .marginals import Exact, Marginal
 from .problem import Problem, Relative
 from .regularizers import Regularizer
@@ -24,6 +25,7 @@ from .solvers import (
     Circle,
     DualAscent,
     Fixed,
+    GridFlow,
     Matching,
     Monotone,
     Multiscale,
@@ -41,6 +43,7 @@ from .solvers import (
 from .solvers.entropic.items import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 from .solvers.exact.assignment import match, permutes
+from .solvers.exact.flow import flows_on
 
 __all__ = ["assign", "solve"]
 
@@ -60,6 +63,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
     "circle": Circle,
+    "flow": GridFlow,
     "dual-ascent": DualAscent,
     "annealing": Annealing,
     "assignment": Assignment,
@@ -104,11 +108,11 @@ def solve(
         regularizer: instead of an epsilon: `SquaredNorm(gamma)`, or `SquaredNorm(gamma, k)` for plans with at most k
             non-zeros in each column.
         marginals: what each side must do: `Exact()` (default), `KL(rho)`, `TV(rho)`, `Partial(mass)`, `Free()`,
-            `Slack(delta)`, or a pair of them; the soft ones need an epsilon.
+            `Slack(delta)`, or a pair of them; KL needs an epsilon.
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment", or a
+            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing", "assignment", or a
             `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
             there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
             mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
@@ -141,6 +145,10 @@ def solve(
         >>> solution = brenier.solve(x, x + 5)
         >>> float(solution.value), float(solution.certificate.relative_gap)
         (25.0, 0.0)
+        >>> y = torch.tensor([[0.5], [1.5], [40.0]])
+        >>> solution = brenier.solve(x, y, cost="euclidean", marginals=brenier.TV(2.0))  # what is far may stay
+        >>> solution.plan.row_sums().tolist(), round(float(solution.value), 6)
+        ([0.3333333432674408, 0.3333333432674408, 0.0], 1.666667)
     """
     kind, geometry = _geometry(x, y, cost)
     a, b = _same_rows(a, x, "a", "x"), _same_rows(b, y, "b", "y")
@@ -307,8 +315,17 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         if n * m > _NEWTON_LIMIT and _clusters(problem):
             return Multiscale(), f"an epsilon was given, and {n} x {m} pairs of points in few dimensions"
         return Sinkhorn(), "an epsilon was given"
+    exact = NetworkSimplex()
     if not problem.balanced:
-        refuse("epsilon", "a value for soft marginals", "None", "Give epsilon=Relative(0.01), say.")
+        for marginal, side in zip(problem.marginals, problem.sides):
+            if marginal.prices(side) is None:
+                refuse(
+                    "epsilon",
+                    f"a value, as the penalty of {marginal!r} is not piecewise linear",
+                    "None",
+                    "Give epsilon=Relative(0.01), say, or use TV(rho).",
+                )
+        return exact, "exact, with virtual rows and columns for mass that stays behind or has no source"
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():
         return Monotone(), "points on a line and a convex cost: sorting is exact"
@@ -317,9 +334,10 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
             Circle(),
             "points on a circle and a convex cost: sorting is exact, cut open at the right place",
         )
+    if flows_on(geometry) and native is not None:
+        return GridFlow(), "exact, and the city-block cost of a grid is the length of paths between neighbours"
     if n <= _PATHS and permutes(problem):
         return Assignment(), f"exact, and a permutation of {n} points of equal masses"
-    exact = NetworkSimplex()
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"
     return exact, f"exact, and the {n} x {m} cost matrix fits in memory"

@@ -140,7 +140,8 @@ def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         g = torch.minimum(g, geometry.cmin(torch.where(live_a, least_a, -torch.inf), dim=0)[0])
     f = left.trimmed(geometry.cmin(g)[0], side_a)
     g = geometry.cmin(torch.where(live_a, f, -torch.inf), dim=0)[0]
-    f, g = _lifted(f, least_a, live_a), _lifted(g, least_b, live_b)
+    scale = torch.maximum(_largest(f), _largest(g))  # either is rounded as the costs are
+    f, g = _lifted(f, least_a, live_a, scale), _lifted(g, least_b, live_b, scale)
     shift = translation(problem.marginals, (side_a, side_b), f, g)  # keeps f + g <= c
     if shift is not None:
         f, g = f + shift, g - shift
@@ -148,10 +149,14 @@ def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return left.dual(f, side_a) + right.dual(g, side_b), size
 
 
-def _lifted(f: Tensor, least: Tensor | None, live: Tensor) -> Tensor:
+def _largest(f: Tensor) -> Tensor:
+    """The largest finite size of a potential, (*batch, 1)."""
+    return torch.where(torch.isfinite(f), f.abs(), 0).amax(-1, keepdim=True)
+
+
+def _lifted(f: Tensor, least: Tensor | None, live: Tensor, scale: Tensor) -> Tensor:
     """Potentials that fell below their bound by rounding, back on it; those that count for nothing, too."""
     if least is None:
         return f
-    scale = torch.where(torch.isfinite(f), f.abs(), 0).amax(-1, keepdim=True) + least.abs()
-    low = (f < least) & ((f > least - 1e-13 * scale) | ~live)
+    low = (f < least) & ((f > least - 1e-13 * (scale + least.abs())) | ~live)
     return torch.where(low, least, f)

@@ -24,6 +24,7 @@ __all__ = [
     "Free",
     "Marginal",
     "Partial",
+    "Prices",
     "Side",
     "Slack",
     "log_weights",
@@ -77,6 +78,16 @@ class Side(NamedTuple):
         assert self.epsilon is not None
         body = torch.special.xlogy(p, p) - torch.special.xlogy(p, self.reference) - p
         return self.epsilon * (body if self.counting else body + self.reference)
+
+
+class Prices(NamedTuple):
+    """What a unit of mass costs that the marginal r lacks, and that it has too much, against the weights a.
+
+    Each broadcasts to (*batch, n); None where r may not differ in that direction.
+    """
+
+    short: Tensor | None = None
+    over: Tensor | None = None
 
 
 class Marginal(ABC):
@@ -135,6 +146,10 @@ class Marginal(ABC):
             return total, total
         a = side.weights
         return torch.where(self.hard(side), a, 0).sum(-1), torch.where(self.capped(side), a, torch.inf).sum(-1)
+
+    def prices(self, side: Side) -> Prices | None:
+        """The prices of phi where it is piecewise linear, apart from a `total`; None where it is not."""
+        return None
 
     def law(self, f: Tensor, side: Side) -> _Fixed | _Decay | _Bin | None:
         """How the mass that this marginal asks for changes with a shift of f, for `translation`."""
@@ -216,6 +231,9 @@ class Exact(Marginal):
     def hard(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)
 
+    def prices(self, side: Side) -> Prices:
+        return Prices()
+
 
 @dataclass(frozen=True)
 class KL(Marginal):
@@ -271,6 +289,8 @@ class KL(Marginal):
 class TV(Marginal):
     """A soft marginal: sum_i rho_i |r_i - a_i|, total variation. Most entries are met, outliers are given up whole.
 
+    Without an epsilon the solve is exact, for finite rho.
+
     Args:
         rho: > 0, in cost units: the price of a unit of mass that appears or vanishes. No mass moves where the cost
             exceeds the sum of both sides' rho. A number, or a tensor that broadcasts to the weights.
@@ -306,6 +326,10 @@ class TV(Marginal):
     def least(self, side: Side) -> Tensor:
         return -_like(self.rho, side.weights)
 
+    def prices(self, side: Side) -> Prices:
+        rho = _like(self.rho, side.weights)
+        return Prices(rho, rho)
+
 
 @dataclass(frozen=True)
 class Free(Marginal):
@@ -330,6 +354,10 @@ class Free(Marginal):
 
     def least(self, side: Side) -> Tensor:
         return side.weights.new_zeros(())
+
+    def prices(self, side: Side) -> Prices:
+        zero = side.weights.new_zeros(())
+        return Prices(zero, zero)
 
 
 @dataclass(frozen=True)
@@ -391,6 +419,9 @@ class Partial(Marginal):
 
     def capped(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)
+
+    def prices(self, side: Side) -> Prices:
+        return Prices(short=side.weights.new_zeros(()))
 
     def violation(self, r: Tensor, side: Side) -> Tensor:
         over = (r - side.weights).clamp(min=0).sum(-1)
@@ -522,8 +553,15 @@ class Slack(Marginal):
         price = self.delta + side.rise().clamp(min=FLOOR)
         return -side.epsilon * torch.logaddexp(-s / side.epsilon, (-price / side.epsilon).expand(s.shape))
 
+    def clip(self, f: Tensor) -> Tensor:
+        delta = _like(self.delta, f)
+        return torch.where(f >= delta, delta, f)
+
     def trimmed(self, f: Tensor, side: Side) -> Tensor:
         return torch.minimum(f, _like(self.delta, f))
+
+    def prices(self, side: Side) -> Prices:
+        return Prices(short=_like(self.delta, side.weights))
 
     def capped(self, side: Side) -> Tensor:
         return torch.ones_like(side.weights, dtype=torch.bool)

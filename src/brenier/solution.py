@@ -14,6 +14,7 @@ from .adjoint import Adjoint, Envelope, absorbed, gibbs_marginals, gibbs_plan
 from .certificate import Certificate, certify
 from .errors import refuse
 from .geometry import Geometry, PointCloud
+from .marginals import Exact
 from .plan import Plan, SparsePlan
 from .problem import Problem
 
@@ -65,8 +66,8 @@ class Potentials:
         problem, other = (s._base, s.g) if source else (s._base.T, s.f)
         cloud = s._new_cloud(points, problem.geometry)
         new, _ = s._transform(problem, other, cloud)
-        if problem.epsilon is not None:
-            marginal = problem.marginals[0]
+        marginal = problem.marginals[0]
+        if not isinstance(marginal, Exact) or problem.epsilon is not None:
             if not marginal.extends or problem.reference != "product":
                 refuse(
                     "potentials at new points",
@@ -75,7 +76,8 @@ class Potentials:
                     "Use solution.map, which needs no potential there.",
                 )
             ones = torch.ones_like(new)
-            new = marginal.prox(new, problem.sides[0]._replace(weights=ones, reference=ones))
+            side = problem.sides[0]._replace(weights=ones, reference=ones)
+            new = marginal.trimmed(new, side) if problem.epsilon is None else marginal.prox(new, side)
         return s.kind.array(new)
 
     def __repr__(self) -> str:
@@ -181,7 +183,9 @@ class Solution:
             p = self._double
             if p.epsilon is not None:
                 return p.objective(r, c, self.f.double(), self.g.double())
-            return self._plan.cost().double() + self._regularization()
+            (left, right), (side_a, side_b) = p.marginals, p.sides
+            penalties = left.penalty(r, side_a) + right.penalty(c, side_b)
+            return self._plan.cost().double() + penalties + self._regularization()
 
     @cached_property
     def _double(self) -> Problem:
@@ -280,7 +284,8 @@ class Solution:
     @staticmethod
     def _transform(problem: Problem, g: Tensor, cloud: PointCloud) -> tuple[Tensor, Tensor | None]:
         if problem.epsilon is None:
-            return cloud.cmin(torch.where(problem.b > 0, g.to(problem.b), -torch.inf))
+            live = problem.b > 0 if problem.marginals[1].dead_without_weight else torch.ones_like(problem.b > 0)
+            return cloud.cmin(torch.where(live, g.to(problem.b), -torch.inf))
         return cloud.softmin(Solution._absorbed(problem, g), problem.epsilon), None
 
     # -- for people ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "assignment.hpp"
+#include "graph_flow.hpp"
 #include "network_simplex.hpp"
 
 namespace brenier {
@@ -128,6 +129,35 @@ void bind_listed_transport(nb::module_& module) {
       .def_prop_ro("tolerance", &ListedTransport::tolerance);
 }
 
+using Indices = Vector<std::int32_t>;
+
+brenier::Graph graph(const Indices& tails, const Indices& heads, const Doubles& cost, std::size_t nodes) {
+  return {static_cast<std::int32_t>(nodes), static_cast<std::int32_t>(cost.shape(0)), tails.data(), heads.data(),
+          cost.data()};
+}
+
+nb::tuple graph_flow(Indices tails, Indices heads, Doubles cost, Integers supply, Indices tree, std::int64_t max_iter,
+                     nb::object interrupt) {
+  Poll poll(std::move(interrupt));
+  brenier::GraphFlow out;
+  {
+    nb::gil_scoped_release nogil;
+    out = brenier::graph_flow(graph(tails, heads, cost, supply.shape(0)), supply.data(), tree.data(), max_iter,
+                              [&poll] { return poll(); });
+  }
+  return nb::make_tuple(to_numpy(std::move(out.flow)), to_numpy(std::move(out.potential)),
+                        to_numpy(std::move(out.tree)), out.n_iter, out.optimal);
+}
+
+nb::tuple shipments(Indices tails, Indices heads, Doubles cost, Integers supply, Integers flow) {
+  brenier::Shipments out;
+  {
+    nb::gil_scoped_release nogil;
+    out = brenier::shipments(graph(tails, heads, cost, supply.shape(0)), supply.data(), flow.data());
+  }
+  return nb::make_tuple(to_numpy(std::move(out.from)), to_numpy(std::move(out.to)), to_numpy(std::move(out.mass)));
+}
+
 brenier::AssignmentEngine assignment_engine_in_use() {
   const std::string name = brenier::simd_in_use();
 #ifdef BRENIER_AVX512
@@ -165,10 +195,13 @@ void bind_assignment(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.doc() = "The compiled kernels: network simplex, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
+  module.doc() = "The compiled kernels: network simplex, flows on graphs, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
   bind_listed_transport(module);
+  module.def("graph_flow", &graph_flow, "tails"_a, "heads"_a, "cost"_a, "supply"_a, "tree"_a, "max_iter"_a,
+             "interrupt"_a.none());
+  module.def("shipments", &shipments, "tails"_a, "heads"_a, "cost"_a, "supply"_a, "flow"_a);
   bind_assignment<float>(module);
   bind_assignment<double>(module);
   brenier::bind_pairwise(module);

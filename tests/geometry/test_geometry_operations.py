@@ -255,3 +255,24 @@ def test_a_part_is_a_geometry_of_its_own(name: str) -> None:
             assert_close(at - torch.from_numpy(h)[index], values, atol=RTOL * scale, what="cost_at")
         back, _ = part.to(torch.float64).T.cmin(torch.zeros(dense.shape[:-1]).double())
         assert_close(back, dense.min(-2), atol=RTOL * scale, what="cmin of the transpose")
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 1.5])
+@pytest.mark.parametrize("sizes", [(1,), (7,), (4, 5), (3, 1, 4)], ids=str)
+def test_parts_of_a_grid(sizes: tuple[int, ...], p: float) -> None:
+    """Interleaved columns, and potentials of another grid, by the axis; pooled weights."""
+    grid = Grid(*(torch.from_numpy(rng(k).normal(size=size)) for k, size in enumerate(sizes)), p=p)
+    n, C = grid.shape[0], grid.tile()
+    h = torch.from_numpy(rng(9).normal(size=n))
+    for count in (1, 3, 16):
+        found = [*grid.minima(h, count)]
+        for values, index in found:
+            assert torch.allclose(values, C.gather(1, index.unsqueeze(1)).squeeze(1) - h[index], atol=1e-13)
+        least = torch.stack([values for values, _ in found]).amin(0)
+        assert torch.allclose(least, grid.cmin(h)[0], atol=1e-13)  # the parts are all columns
+    coarse, (pooled, ones) = grid.coarser(h, torch.ones_like(h))
+    assert coarse.shape[0] == len(pooled)
+    assert torch.allclose(pooled.sum(), h.sum())
+    assert torch.allclose((ones.unsqueeze(1) * coarse.points).sum(0), grid.points.sum(0), atol=1e-13)
+    between = (grid.points[:, None] - coarse.points[None]).abs().pow(p).sum(-1)
+    assert torch.allclose(grid.cmin_from(coarse, pooled), (between - pooled).amin(1), atol=1e-13)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Self
 
@@ -135,18 +136,36 @@ class Grid(Geometry):
     def cmin(self, h: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
         self._along(dim)
         self._check_potential(h, self.shape[1])
-        batch = h.shape[:-1]
-        h = h.reshape(*batch, *self.sizes)
+        h = h.reshape(*h.shape[:-1], *self.sizes)
         index = torch.arange(self.shape[0], device=h.device).reshape(self.sizes).expand(h.shape)
-        for k, c in enumerate(self._axis_costs()):
-            axis = len(batch) + k
-            lines = h.movedim(axis, -1)
-            flat = lines.reshape(1, -1, self.sizes[k])
-            values, best = kernels.cmin(_lines(c, flat.shape[:2]), flat)
-            chosen = index.movedim(axis, -1).gather(-1, best.reshape(lines.shape))
-            h = -values.reshape(lines.shape).movedim(-1, axis)
-            index = chosen.movedim(-1, axis)
-        return -h.reshape(*batch, -1), index.reshape(*batch, -1)
+        return _separable_cmin(h, index, self._axis_costs())
+
+    def minima(self, h: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Hard c-transforms (N,) over about `count` interleaved parts of the columns, each in turn, and where."""
+        strides = [min(size, max(1, round(count ** (1 / len(self.sizes))))) for size in self.sizes]
+        index = torch.arange(self.shape[0], device=h.device).reshape(self.sizes)
+        for first in itertools.product(*map(range, strides)):
+            lines = tuple(slice(start, None, step) for start, step in zip(first, strides))
+            costs = [c[:, part] for c, part in zip(self._axis_costs(), lines)]
+            yield _separable_cmin(h.reshape(self.sizes)[lines], index[lines], costs)
+
+    def coarser(self, *weights: Tensor) -> tuple[Grid, list[Tensor]]:
+        """The grid of the means of neighbours, two along each axis, and the sums (M,) of weights (N,) over them."""
+        pairs = [torch.arange(size, device=self.device) // 2 for size in self.sizes]
+        axes = []
+        for axis, pair in zip(self.axes, pairs):
+            sums = axis.new_zeros((len(axis) + 1) // 2)
+            axes.append(sums.index_add(0, pair, axis) / sums.index_add(0, pair, torch.ones_like(axis)))
+        pooled = [w.reshape(self.sizes) for w in weights]
+        for k, (axis, pair) in enumerate(zip(axes, pairs)):
+            pooled = [w.new_zeros(*w.shape[:k], len(axis), *w.shape[k + 1 :]).index_add(k, pair, w) for w in pooled]
+        return self.with_tensors(*axes), [w.flatten() for w in pooled]
+
+    def cmin_from(self, other: Grid, h: Tensor) -> Tensor:
+        """The hard c-transform (N,) of a potential (M,) on the nodes of another grid."""
+        costs = [(s[:, None] - t[None, :]).abs().pow(self.p) for s, t in zip(self.axes, other.axes)]
+        h = h.reshape(other.sizes)
+        return _separable_cmin(h, torch.zeros_like(h, dtype=torch.long), costs)[0]
 
     def apply(self, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor, dim: int = 1) -> Tensor:
         if self._along(dim) == 0:
@@ -222,8 +241,21 @@ class Grid(Geometry):
         return f"Grid({', '.join(map(str, self.sizes))}, p={self.p:g})"
 
 
+def _separable_cmin(h: Tensor, index: Tensor, costs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The hard c-transform of h (*batch, M_1, ...) under costs (N_k, M_k), flat, and the index where it is taken."""
+    batch = h.dim() - len(costs)
+    for k, c in enumerate(costs):
+        lines = h.movedim(batch + k, -1)
+        flat = lines.reshape(1, -1, c.shape[1])
+        values, best = kernels.cmin(_lines(c, flat.shape[:2]), flat)
+        shape = (*lines.shape[:-1], c.shape[0])
+        index = index.movedim(batch + k, -1).gather(-1, best.reshape(shape)).movedim(-1, batch + k)
+        h = -values.reshape(shape).movedim(-1, batch + k)
+    return -h.flatten(batch), index.flatten(batch)
+
+
 def _lines(c: Tensor, count: torch.Size) -> Pairs:
     """The cost along one axis, shared by the grid lines (problems, lines) of each problem, without copies."""
-    k = c.shape[-1]
-    shared = c.reshape(-1, 1, k, k).expand(*count, k, k)
-    return Pairs((shared,), (), lambda rows, cols: rows[0], (k, k))
+    shape = (c.shape[-2], c.shape[-1])
+    shared = c.reshape(-1, 1, *shape).expand(*count, *shape)
+    return Pairs((shared,), (), lambda rows, cols: rows[0], shape)

@@ -13,6 +13,7 @@ from .entropic.start import GaussianStart, Given, SortingStart, Start, Zeros
 from .entropic.subsample import SubsampleStart
 from .entropic.symmetric import SymmetricSinkhorn
 from .exact.assignment import Assignment, Matching
+from .exact.flow import GridFlow
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
@@ -29,6 +30,7 @@ __all__ = [
     "Fixed",
     "GaussianStart",
     "Given",
+    "GridFlow",
     "Halving",
     "Matching",
     "Method",

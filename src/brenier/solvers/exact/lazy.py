@@ -4,12 +4,14 @@ A round pivots until the list is optimal, then prices all pairs. What violates t
 does, the duals are feasible for all pairs, and prove the plan optimal.
 
 All pairs are seen through `Geometry.cmin` alone. To find several arcs of a row in one pass, the columns are split into
-classes at random, and each class gives its best: the same number of pairs as one c-transform of the whole.
+classes at random, and each class gives its best: the same number of pairs as one c-transform of the whole. The classes
+of a grid are interleaved grids, whose c-transforms are separable.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +25,13 @@ from ...kernels import simplex
 from ...kernels.build import native
 from ..base import time_is_up
 
-__all__ = ["LazyTransport"]
+__all__ = ["LazyTransport", "refuse_cost"]
 
 _FIRST = 32  # arcs per line on the first list
 _EXTRA = 16  # violators per row that one pricing may add
 _SHARE = 3  # lines of the problem per line of its sample
 _DENSE = 2**23  # pairs of a sample that is solved on its cost matrix
+_SMALL_GRID = 2**13  # lines above which the start is a coarser grid
 _ALL = 2**20  # pairs between leftovers below which all are listed
 _SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
 _PIECE = 2**25  # pairs that are priced between two looks at the clock, and for Ctrl-C
@@ -91,7 +94,7 @@ class LazyTransport:
         self._f = _transformed(self._live, g)
         self._g = g if time_is_up() else _transformed(self._live.T, self._f)
         if not (torch.isfinite(self._f).all() and torch.isfinite(self._g).all()):
-            _refuse_cost()
+            refuse_cost()
         self._simplex = native.ListedTransport(self._supply, self._demand)
         self._plant()
         self._best = self._dual(self._f, self._g)
@@ -106,6 +109,8 @@ class LazyTransport:
     def _sample_duals(self) -> Tensor:
         """The duals g of the problem on a sample of rows and columns, extended by c-transforms."""
         lines = sum(self._live.shape)
+        if isinstance(self._live, Grid) and lines > _SMALL_GRID:
+            return self._coarse_duals(self._live)
         count = lines // (2 * _SHARE)
         if lines < 512:
             return self._live.tensors[0].new_zeros(self._live.shape[1])
@@ -125,6 +130,15 @@ class LazyTransport:
             g = sample._g
         f = _transformed(self._live.part(cols=torch.from_numpy(cols)), g)
         return _transformed(self._live.T, f)
+
+    def _coarse_duals(self, grid: Grid) -> Tensor:
+        """The duals g of the problem on a coarser grid, extended by c-transforms."""
+        coarse, (a, b) = grid.coarser(*(torch.from_numpy(w).to(grid.device) for w in (self._a, self._b)))
+        item = LazyTransport(coarse, a.cpu().numpy(), b.cpu().numpy())
+        while not (item.optimal or time_is_up()):
+            item.round()
+        self.stats["n_iter"] += item.stats["n_iter"]
+        return grid.cmin(grid.cmin_from(coarse, item._g))[0]
 
     def _plant(self) -> None:
         """The first list and the first tree, greedy for the reduced costs; leftovers meet among themselves."""
@@ -168,26 +182,32 @@ class LazyTransport:
 
         When the time is up: the arcs found until then, and None.
         """
-        n, m = geometry.shape
-        order = torch.randperm(m, generator=self._generator).to(f.device)
         least = torch.full_like(f, torch.inf)
         rows, cols, late = [], [], False
+        for piece, values, index in self._classes(geometry, g, width):
+            values -= f[piece]
+            torch.minimum(least[piece], values, out=least[piece])
+            found = (values < limit).nonzero().squeeze(-1)
+            rows.append(found + piece.start)
+            cols.append(index[found])
+            if late := time_is_up():
+                break
+        return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), None if late else least
+
+    def _classes(self, geometry: Geometry, g: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The c-transforms of g over classes of columns, a piece of the rows at a time, and where they are taken."""
+        n, m = geometry.shape
+        if isinstance(geometry, Grid):
+            yield from ((slice(0, n), *found) for found in geometry.minima(g, width))
+            return
+        order = torch.randperm(m, generator=self._generator).to(g.device)
         for k in range(min(width, m)):
             chosen = order[k::width]
             part = geometry.part(cols=chosen)
             pieces = _pieces(n, len(chosen))
             for piece in pieces:
                 values, index = (part if len(pieces) == 1 else part.part(rows=piece)).cmin(g[chosen])
-                values -= f[piece]
-                torch.minimum(least[piece], values, out=least[piece])
-                found = (values < limit).nonzero().squeeze(-1)
-                rows.append(found + piece.start)
-                cols.append(chosen[index[found]])
-                if late := time_is_up():
-                    break
-            if late:
-                break
-        return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), None if late else least
+                yield piece, values, chosen[index]
 
     def _priced(self, arcs: _Arcs) -> tuple[_Int, _Int, _Float]:
         rows, cols = arcs
@@ -195,7 +215,7 @@ class LazyTransport:
         blocks = zip(rows.to(device).split(_BLOCK), cols.to(device).split(_BLOCK))
         cost = torch.cat([self._live.cost_at(i, j) for i, j in blocks]).cpu()
         if not torch.isfinite(cost).all():
-            _refuse_cost()
+            refuse_cost()
         return rows.numpy(), cols.numpy(), cost.numpy()
 
     # ----------------------------------------------------------------------------------------------- rounds
@@ -315,5 +335,6 @@ def _band(rows: Tensor, cols: Tensor) -> _Arcs:
     return _Arcs(rows[keys // m], cols[keys % m])
 
 
-def _refuse_cost() -> None:
+def refuse_cost() -> None:
+    """Refuse a cost with entries that are not finite."""
     refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,11 +15,13 @@ from ...errors import refuse
 from ...geometry import CostMatrix, Geometry
 from ...kernels import simplex
 from ...kernels.build import native, warn_without_native
+from ...marginals import Exact, Free, Prices
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_count, check_number, check_start, time_is_up
-from .lazy import LazyTransport
+from .lazy import LazyTransport, refuse_cost
+from .virtual import Demand, VirtualTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
@@ -29,10 +32,24 @@ _FASTER_LAZY = 3_000**2
 
 
 class SimplexState(NamedTuple):
-    """One result per batch item once their matrices are solved, or the lazy solves, which a step moves on in place."""
+    """One result per batch item once their matrices are solved, or the lazy solves, which a step moves on in place.
+
+    Where a marginal is not exact, the balanced problems that are solved in the place of the given ones come first.
+    """
 
     results: tuple[simplex.SimplexResult, ...] = ()
     lazy: tuple[LazyTransport, ...] = ()
+    virtual: tuple[VirtualTransport, ...] = ()
+
+
+class _Item(NamedTuple):
+    """One balanced problem of a batch, and potentials to start from."""
+
+    geometry: Geometry
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    f: Tensor | None
+    g: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,9 @@ class NetworkSimplex(Solver[SimplexState]):
 
     Solves min <P, C> over P >= 0 with P1 = a and P^T 1 = b, in float64, for any cost and any masses. The plan has
     at most n + m - 1 entries, and is a permutation when n = m and all masses are equal.
+
+    Marginals whose penalties are piecewise linear (`TV`, `Partial`, `Slack`, `Free`, and pairs of them with `Exact`)
+    are virtual rows and columns beside the real ones; the proof is the same.
 
     With pairs="dense" it holds the cost matrix once: 8 n m bytes; typically O((n + m) n m) time or better. With
     pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
@@ -95,8 +115,14 @@ class NetworkSimplex(Solver[SimplexState]):
                 f"epsilon={problem.epsilon.tolist()}",
                 "Use solver='sinkhorn'.",
             )
-        if not problem.balanced:
-            refuse("network-simplex", "exact marginals", str(problem.marginals), "Give an epsilon for soft ones.")
+        for marginal, side in zip(problem.marginals, problem.sides):
+            if marginal.prices(side) is None:
+                refuse(
+                    "network-simplex",
+                    "marginals with piecewise linear penalties",
+                    repr(marginal),
+                    "Give an epsilon, or use TV(rho).",
+                )
         check_start("network-simplex start f", self.f, problem.shape[0])
         check_start("network-simplex start g", self.g, problem.shape[1])
 
@@ -112,6 +138,8 @@ class NetworkSimplex(Solver[SimplexState]):
 
     def lazy(self, problem: Problem) -> bool:
         """Whether a problem is solved without its cost matrix."""
+        if any(isinstance(p, Free) for p in problem.marginals):
+            return False  # there are no pairs left: each line goes to its nearest
         if self.pairs != "auto":
             return self.pairs == "lazy"
         geometry, (n, m) = problem.geometry, problem.shape
@@ -119,30 +147,52 @@ class NetworkSimplex(Solver[SimplexState]):
         return n * m > (_FASTER_LAZY if swift else DENSE_LIMIT) and not isinstance(geometry, CostMatrix)
 
     def init(self, problem: Problem) -> SimplexState:
+        virtual = () if problem.balanced else tuple(self._virtual(problem))
         if not self.lazy(problem):
-            return SimplexState()
+            return SimplexState(virtual=virtual)
+        lazy = (LazyTransport(i.geometry, i.a, i.b, f=i.f, g=i.g) for i in self._items(problem, virtual))
+        return SimplexState(lazy=tuple(lazy), virtual=virtual)
+
+    def _virtual(self, problem: Problem) -> Iterator[VirtualTransport]:
+        """The balanced problem of each item of the batch."""
+        problem = problem.double()
+        a, b, exponents = self._masses(problem)
+        lines = [a.shape[-1], b.shape[-1]]
+        batch = problem.batch_shape
+
+        def price(p: Tensor | None, size: int, k: int) -> Tensor | None:
+            return None if p is None else p.expand(*batch, size).reshape(-1, size)[k]
+
+        for k, index in enumerate(np.ndindex(*batch)):
+            demands = []
+            for marginal, side, weights, size in zip(problem.marginals, problem.sides, (a, b), lines):
+                prices = marginal.prices(side)
+                assert prices is not None
+                total = None if isinstance(marginal, Exact) else marginal.total(side)
+                total = None if total is None else torch.ldexp(total.reshape(-1)[k], -exponents[k, 0])
+                demands.append(Demand(weights[k], Prices(*(price(p, size, k) for p in prices)), total))
+            yield VirtualTransport(problem.geometry.item(index), *demands)
+
+    def _items(self, problem: Problem, virtual: tuple[VirtualTransport, ...]) -> Iterator[_Item]:
+        """The balanced problems to solve."""
+        f, g = self._start(problem)
+        starts = [(None if f is None else f[k], None if g is None else g[k])
+                  for k in range(problem.batch_shape.numel())]  # fmt: skip
+        if virtual:
+            yield from (_Item(v.geometry, v.a, v.b, *v.start(*start)) for v, start in zip(virtual, starts))
+            return
         a, b, _ = self._masses(problem)
         geometry = problem.geometry.to(torch.float64)
-        f, g = self._start(problem)
-        return SimplexState(
-            lazy=tuple(
-                LazyTransport(
-                    geometry.item(index),
-                    a[k].cpu().numpy(),
-                    b[k].cpu().numpy(),
-                    f=None if f is None else f[k],
-                    g=None if g is None else g[k],
-                )
-                for k, index in enumerate(np.ndindex(*problem.batch_shape))
-            )
-        )
+        for k, index in enumerate(np.ndindex(*problem.batch_shape)):
+            yield _Item(geometry.item(index), a[k].cpu().numpy(), b[k].cpu().numpy(), *starts[k])
 
     def _masses(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         """Masses (batch, n) and (batch, m) near one, and the exponents of the powers of two that they were cut by."""
         a, b = (t.double().reshape(-1, t.shape[-1]) for t in (problem.a, problem.b))
-        b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+        if problem.balanced:
+            b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
         # the scale of the masses must not matter, however small; powers of two cost no rounding
-        exponent = torch.frexp(a.sum(-1, keepdim=True)).exponent
+        exponent = torch.frexp(torch.maximum(a.sum(-1, keepdim=True), b.sum(-1, keepdim=True))).exponent
         return torch.ldexp(a, -exponent), torch.ldexp(b, -exponent), exponent
 
     def _start(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
@@ -159,32 +209,27 @@ class NetworkSimplex(Solver[SimplexState]):
                 if not self._ended(item):
                     item.round(self.max_pivots)
             return state
-        geometry = problem.geometry.to(torch.float64)
-        a, b, _ = self._masses(problem)
-        f, g = self._start(problem)
         results = tuple(
             simplex.network_simplex(
-                self._cost(geometry, index),
-                a[k].cpu().numpy(),
-                b[k].cpu().numpy(),
-                f=None if f is None else f[k].cpu().numpy(),
-                g=None if g is None else g[k].cpu().numpy(),
+                self._cost(item.geometry),
+                item.a,
+                item.b,
+                f=None if item.f is None else item.f.cpu().numpy(),
+                g=None if item.g is None else item.g.cpu().numpy(),
                 max_iter=self.max_pivots,
                 interrupt=time_is_up,
                 engine=self.engine,
             )
-            for k, index in enumerate(np.ndindex(*problem.batch_shape))
+            for item in self._items(problem, state.virtual)
         )
-        return SimplexState(results)
+        return state._replace(results=results)
 
     @staticmethod
-    def _cost(geometry: Geometry, index: tuple[int, ...]) -> NDArray[np.float64]:
+    def _cost(geometry: Geometry) -> NDArray[np.float64]:
         """The cost matrix of one item of the batch."""
-        cost = geometry.item(index).tile()
+        cost = geometry.tile()
         if not torch.isfinite(cost).all():
-            refuse(
-                "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
-            )
+            refuse_cost()
         return cost.contiguous().cpu().numpy()
 
     def _ended(self, item: LazyTransport) -> bool:
@@ -218,6 +263,8 @@ class NetworkSimplex(Solver[SimplexState]):
             return padded.reshape(*batch, -1).to(device)
 
         r = tuple(item.result() for item in state.lazy) or state.results
+        if state.virtual:
+            r = tuple(v.result(k) for v, k in zip(state.virtual, r))
         scales = self._masses(problem)[-1].flatten().tolist()
         plan = SparsePlan(
             problem.geometry,
