@@ -15,6 +15,16 @@ from .entropic.symmetric import SymmetricSinkhorn
 from .exact.assignment import Assignment, Matching
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
+from .gaussian.barycentre import GaussianBarycentre, gaussian_barycentre
+from .gaussian.gaussian import Gaussian
+from .gaussian.mixture import (
+    GaussianMixture,
+    MixturePlan,
+    mixture_barycentre,
+    mixture_geodesic,
+    mixture_transport,
+)
+from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 
@@ -27,11 +37,16 @@ __all__ = [
     "Circle",
     "DualAscent",
     "Fixed",
+    "Gaussian",
+    "GaussianBarycentre",
+    "GaussianMixture",
+    "GaussianPlan",
     "GaussianStart",
     "Given",
     "Halving",
     "Matching",
     "Method",
+    "MixturePlan",
     "Monotone",
     "Multiscale",
     "NetworkSimplex",
@@ -50,5 +65,12 @@ __all__ = [
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Zeros",
+    "gaussian_barycentre",
+    "gaussian_cost",
+    "gaussian_geodesic",
+    "gaussian_transport",
+    "mixture_barycentre",
+    "mixture_geodesic",
+    "mixture_transport",
     "run",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +15,7 @@ from ...marginals import Exact
 from ...problem import Problem
 from ..base import check_start
 from ..exact.monotone import Monotone
+from ..gaussian.matrices import plan_matrix
 from .schedule import Schedule
 
 __all__ = ["GaussianStart", "Given", "SortingStart", "Start", "Zeros"]
@@ -103,13 +103,12 @@ class GaussianStart(Start):
         parts = problem.geometry.detach().to(torch.float64).factors()
         assert parts is not None
         (u, mean_u, S_u), (v, mean_v, S_v) = (_moments(*p) for p in ((parts.u, problem.a), (parts.v, problem.b)))
-        e = problem.epsilon.double()[..., None] / 2
+        epsilon = problem.epsilon.double()
 
         def potential(
             offset: Tensor, u: Tensor, mean: Tensor, S: Tensor, mean_other: Tensor, S_other: Tensor
         ) -> Tensor:
-            root = _of_matrix(S_other, torch.sqrt)
-            A = root @ _of_matrix(root @ S @ root, lambda t: 1 / ((t + e * e).sqrt() + e)) @ root
+            A = plan_matrix(S, S_other, epsilon)
             centred = u - mean
             return offset - (u * mean_other).sum(-1) - ((centred @ A) * centred).sum(-1) / 2
 
@@ -164,12 +163,6 @@ def _moments(u: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = (share * u).sum(-2, keepdim=True)
     centred = u - mean
     return u, mean, (share * centred).mT @ centred
-
-
-def _of_matrix(S: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of a positive semidefinite matrix, (*batch, r, r)."""
-    values, vectors = torch.linalg.eigh(S)
-    return (vectors * function(values.clamp(min=0)).unsqueeze(-2)) @ vectors.mT
 
 
 def _referred(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
