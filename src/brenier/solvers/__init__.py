@@ -1,5 +1,9 @@
 """Solvers: frozen recipes that one driver runs."""
 
+from .barycentre.bregman import Bregman
+from .barycentre.free import FreeSupport
+from .barycentre.front import barycentre
+from .barycentre.problem import Barycentre, BarycentreCertificate, BarycentreSolution
 from .base import Solver, run
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
@@ -34,9 +38,14 @@ __all__ = [
     "Anderson",
     "Annealing",
     "Assignment",
+    "Barycentre",
+    "BarycentreCertificate",
+    "BarycentreSolution",
+    "Bregman",
     "Circle",
     "DualAscent",
     "Fixed",
+    "FreeSupport",
     "Gaussian",
     "GaussianBarycentre",
     "GaussianMixture",
@@ -65,6 +74,7 @@ __all__ = [
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Zeros",
+    "barycentre",
     "gaussian_barycentre",
     "gaussian_cost",
     "gaussian_geodesic",
