@@ -1,9 +1,9 @@
 """Solvers: frozen recipes that one driver runs."""
 
-from .barycentre.bregman import Bregman
-from .barycentre.free import FreeSupport
-from .barycentre.front import barycentre
-from .barycentre.problem import Barycentre, BarycentreCertificate, BarycentreSolution
+from .barycentres.bregman import Bregman
+from .barycentres.free import FreeSupport
+from .barycentres.front import barycentre
+from .barycentres.problem import Barycentre, BarycentreCertificate, BarycentreSolution
 from .base import Solver, run
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
