@@ -142,8 +142,8 @@ def test_unbalanced_in_many_dimensions() -> None:
     turned = [Gaussian(turn @ g.mean, turn @ g.covariance @ turn.mT) for g in (p, q)]
     straight, other = gaussian_transport(p, q, epsilon=0.5, rho=1.0), gaussian_transport(*turned, epsilon=0.5, rho=1.0)
     assert_close(straight.value, other.value, 1e-12)
-    parts = [gaussian_transport(*(Gaussian(g.mean[k:k+1], g.covariance[k:k+1, k:k+1]) for g in (p, q)), epsilon=0.5, rho=1.0)
-             for k in range(2)]  # fmt: skip
+    lines = ([Gaussian(g.mean[k : k + 1], g.covariance[k : k + 1, k : k + 1]) for g in (p, q)] for k in range(2))
+    parts = [gaussian_transport(*line, epsilon=0.5, rho=1.0) for line in lines]
     assert_close(straight.source.mean, torch.cat([s.source.mean for s in parts]), 1e-12)
     assert_close(straight.mass, parts[0].mass * parts[1].mass, 1e-12)
 

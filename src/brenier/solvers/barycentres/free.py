@@ -44,8 +44,8 @@ class Found:
 class FreeSupport:
     r"""Descend on the points x of a barycentre: min_x sum_k w_k T((x, b), y_k).
 
-    The plans P_k for the points at hand bound the objective from above by  sum_k w_k <P_k, c(x, y_k)>  and what does not
-    depend on x. Its minimiser for the squared Euclidean cost is the mean of where the mass of each point goes; for
+    The plans P_k for the points at hand bound the objective from above, by  sum_k w_k <P_k, c(x, y_k)>  and what does
+    not depend on x. Its minimiser for the squared Euclidean cost is the mean of where the mass of each point goes; for
     other costs it is descended on by L-BFGS where the plans are sparse, and by gradient steps with backtracking where
     they are not. So the objective never rises. A fixed point is a local optimum, of the points for the given masses.
 
