@@ -93,7 +93,7 @@ def test_geodesic() -> None:
 def test_as_pot() -> None:
     p, q = gaussian(4, 6), gaussian(4, 7)
     parts = (p.mean, q.mean, p.covariance, q.covariance)
-    assert_close(gaussian_cost(p, q), ot.gaussian.bures_wasserstein_distance(*parts) ** 2, 1e-9)
+    assert_close(gaussian_cost(p, q), ot.gaussian.bures_wasserstein_distance(*parts).squeeze() ** 2, 1e-9)
     A, shift = ot.gaussian.bures_wasserstein_mapping(*parts)
     x = normal(8, 6, 4)
     assert_close(gaussian_transport(p, q).map(x), x @ A + shift, 1e-8)
