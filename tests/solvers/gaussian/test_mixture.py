@@ -58,7 +58,7 @@ def test_geodesic_and_barycentre() -> None:
     middle = mixture_geodesic(p, q, 0.25)
     assert float(mixture_transport(p, middle).value.sqrt()) == pytest.approx(0.25 * float(whole), rel=1e-6)
     found = mixture_barycentre([p, q], [0.75, 0.25])
-    assert_close(mixture_transport(found, middle).value, torch.zeros((), dtype=D), 1e-6)
+    assert float(mixture_transport(found, middle).value) < 1e-6
     same = mixture_barycentre([p, p, p])
     assert float(mixture_transport(same, p).value) < 1e-6
 

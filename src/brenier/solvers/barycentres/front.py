@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._inputs import Kind, check_finite, kind_of, weights_tensor
+from ..._inputs import Kind, kind_of, weights_tensor
 from ...costs import Cost, as_cost
 from ...errors import NotConverged, NotConvergedWarning, refuse
 from ...geometry import Geometry, Ragged
@@ -20,11 +19,11 @@ from ...geometry.pointcloud import read_cloud
 from ...problem import Relative
 from ...solution import Solution
 from ..base import check_count, check_number, run
-from ..gaussian.barycentre import barycentre_weights
 from .bregman import Bregman
 from .free import FreeSupport
+from .inputs import barycentre_weights, clouds_of, drawn
 from .linear import linear_program
-from .problem import Barycentre, BarycentreSolution, clouds_of, transports
+from .problem import Barycentre, BarycentreSolution, transports
 
 __all__ = ["barycentre"]
 
@@ -213,12 +212,8 @@ def _free(
     timeout: float | None,
     generator: torch.Generator | None,
 ) -> BarycentreSolution:
-    clouds, kind = [t.detach() for t in clouds_of(measures)], _kind(measures)
+    clouds, kind = clouds_of(measures), _kind(measures)
     first = clouds[0]
-    for k, cloud in enumerate(clouds):
-        check_finite(cloud, f"measures[{k}]", "finite coordinates", "Drop or impute those rows.")
-        if cloud.dim() != 2 or cloud.shape[1] != first.shape[1] or cloud.dtype != first.dtype:
-            refuse(f"measures[{k}]", f"a cloud (n, {first.shape[-1]}) of {first.dtype}", f"{tuple(cloud.shape)}")
     w = barycentre_weights(weights, len(clouds), first.double())
     masses = None
     if a is not None:
@@ -228,7 +223,7 @@ def _free(
     if n is not None:
         check_count("n", n)
     if start is None:
-        x = _drawn(clouds, n or len(first), generator)
+        x = drawn(clouds, n or len(first), generator)
     else:
         x = read_cloud(start, "start").detach().to(first)
         if x.dim() != 2 or x.shape[1] != first.shape[1] or (n is not None and n != len(x)):
@@ -279,12 +274,3 @@ def _free(
 def _kind(measures: Any) -> Kind:
     kind = kind_of(measures[0] if isinstance(measures, Sequence) else measures)
     return Kind("numpy") if kind.name == "pandas" else kind
-
-
-def _drawn(clouds: list[Tensor], n: int, generator: torch.Generator | None) -> Tensor:
-    """Points drawn from all clouds, no two of them one."""
-    pool = torch.cat(clouds)
-    x = pool[torch.randint(len(pool), (n,), generator=generator).to(pool.device)]
-    spread = pool.std(0).mean() if len(pool) > 1 else pool.new_zeros(())
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-    return x + 1e-6 * (spread if math.isfinite(float(spread)) else 0) * noise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,14 +12,20 @@ from ..._inputs import Kind
 from ...certificate import certify
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
-from ...geometry.pointcloud import read_cloud
 from ...marginals import KL, Exact, Free
 from ...plan import Plan
 from ...problem import Problem
 from ...solution import Status
-from ..gaussian.barycentre import barycentre_weights
+from .inputs import barycentre_weights
 
-__all__ = ["Barycentre", "BarycentreCertificate", "BarycentreSolution", "certify_barycentre", "self_geometry"]
+__all__ = [
+    "Barycentre",
+    "BarycentreCertificate",
+    "BarycentreSolution",
+    "certify_barycentre",
+    "self_geometry",
+    "transports",
+]
 
 
 @dataclass(frozen=True)
@@ -171,18 +176,6 @@ def self_geometry(geometry: Geometry) -> Geometry:
             return geometry
     refuse("debiased", "a cost between the points of the support", repr(geometry), "Give clouds, a Grid, or symmetric "
            "costs of one set of points.")  # fmt: skip
-
-
-def clouds_of(measures: Any) -> list[Tensor]:
-    """Read a list of clouds (n_k, d), or one tensor (K, n, d)."""
-    if not isinstance(measures, Sequence) or isinstance(measures, str):
-        whole = read_cloud(measures, "measures")
-        if whole.dim() != 3:
-            refuse("measures", "a list of clouds (n_k, d), or (K, n, d)", f"shape {tuple(whole.shape)}")
-        return list(whole)
-    if not measures:
-        refuse("measures", "at least one cloud", "none")
-    return [read_cloud(cloud, f"measures[{k}]") for k, cloud in enumerate(measures)]
 
 
 def transports(clouds: list[Tensor], support: Tensor, cost: Any) -> Geometry:

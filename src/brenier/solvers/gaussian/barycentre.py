@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._inputs import float_tensor
 from ...errors import NotConvergedWarning, refuse
+from ..barycentres.inputs import barycentre_weights
 from ..base import check_count, check_number
 from .gaussian import Gaussian, shared
 from .matrices import overlap, plan_matrix, root
 
-__all__ = ["GaussianBarycentre", "barycentre_weights", "gaussian_barycentre"]
+__all__ = ["GaussianBarycentre", "gaussian_barycentre"]
 
 _TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -43,17 +43,6 @@ class GaussianBarycentre:
     def gap(self) -> Tensor:
         """Value - dual, not below zero: how far from least the value is, at most, but for rounding."""
         return (self.value - self.dual).clamp(min=0)
-
-
-def barycentre_weights(weights: Any, count: int, like: Tensor) -> Tensor:
-    """Read the shares of measures, (count,), nonnegative and of total 1; equal when None."""
-    if weights is None:
-        return torch.full((count,), 1 / count, dtype=like.dtype, device=like.device)
-    out = float_tensor(weights, "weights").to(like)
-    total = out.detach().double().sum()
-    if out.shape != (count,) or bool((out < 0).any()) or not abs(float(total) - 1) <= 1e-5:
-        refuse("weights", f"{count} nonnegative numbers of total 1", out.tolist())
-    return out / out.sum()
 
 
 def gaussian_barycentre(

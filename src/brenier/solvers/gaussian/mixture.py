@@ -14,9 +14,10 @@ from ...errors import refuse
 from ...geometry import CostMatrix
 from ...problem import Problem
 from ...solution import Solution
+from ..barycentres.inputs import barycentre_weights
 from ..base import run
 from ..exact.simplex import NetworkSimplex
-from .barycentre import barycentre_weights, gaussian_barycentre
+from .barycentre import gaussian_barycentre
 from .gaussian import Gaussian
 from .transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 
