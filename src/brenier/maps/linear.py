@@ -76,15 +76,15 @@ class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEs
             X, Y: clouds of any sizes.
             sample_weight, target_weight: masses, normalised here; uniform when None.
         """
-        X = self._read(X, reset=True)
-        p = self._gaussian(X, sample_weight)
+        x = self._read(X, reset=True)
+        p = self._gaussian(x, sample_weight)
         if Y is None:
             q = Gaussian.of(torch.zeros_like(p.mean), torch.eye(p.d, dtype=p.dtype))
         else:
-            Y = _validation.check_array(Y, dtype=X.dtype, ensure_min_samples=2)
-            if Y.shape[1] != X.shape[1]:
-                refuse("Y", f"points of dimension {X.shape[1]}, as X has", f"dimension {Y.shape[1]}")
-            q = self._gaussian(Y, target_weight)
+            y: Array = _validation.check_array(Y, dtype=x.dtype, ensure_min_samples=2)
+            if y.shape[1] != x.shape[1]:
+                refuse("Y", f"points of dimension {x.shape[1]}, as X has", f"dimension {y.shape[1]}")
+            q = self._gaussian(y, target_weight)
         plan = gaussian_transport(p, q, epsilon=self.epsilon)
         back = gaussian_transport(q, p, epsilon=self.epsilon)
         found = (p.mean, q.mean, plan.matrix, back.matrix, plan.value)
@@ -95,17 +95,16 @@ class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEs
     def transform(self, X: ArrayLike) -> Array:
         """Send points (k, d) of the source to the target."""
         _validation.check_is_fitted(self)
-        X = self._read(X)
-        out: Array = self.target_mean_ + (X - self.source_mean_) @ self.matrix_
+        out: Array = self.target_mean_ + (self._read(X) - self.source_mean_) @ self.matrix_
         return out
 
     def inverse_transform(self, Y: ArrayLike) -> Array:
         """Send points (k, d) of the target back to the source."""
         _validation.check_is_fitted(self)
-        Y = _validation.check_array(Y, dtype=[np.float64, np.float32])
-        if Y.shape[1] != self.n_features_in_:
-            refuse("Y", f"points of dimension {self.n_features_in_}", f"dimension {Y.shape[1]}")
-        out: Array = self.source_mean_ + (Y - self.target_mean_) @ self.inverse_matrix_
+        y: Array = _validation.check_array(Y, dtype=[np.float64, np.float32])
+        if y.shape[1] != self.n_features_in_:
+            refuse("Y", f"points of dimension {self.n_features_in_}", f"dimension {y.shape[1]}")
+        out: Array = self.source_mean_ + (y - self.target_mean_) @ self.inverse_matrix_
         return out
 
     def save(self, path: str | Path) -> None:
@@ -136,5 +135,4 @@ class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEs
         return read
 
     def _gaussian(self, X: Array, weights: ArrayLike | None) -> Gaussian:
-        a = None if weights is None else torch.as_tensor(np.asarray(weights, dtype=X.dtype))
-        return Gaussian.fit(torch.as_tensor(X), a, shrinkage=self.shrinkage)
+        return Gaussian.fit(X, weights, shrinkage=self.shrinkage)

@@ -53,15 +53,15 @@ def test_diracs(cost: Any) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"epsilon": 0.2}, {"cost": "euclidean"}, {"cost": "euclidean", "epsilon": 0.2},
                                      {"epsilon": 0.2, "rho": 2.0}], ids=str)  # fmt: skip
-@pytest.mark.parametrize("sizes", [(20, 20, 20), (15, 20, 30)])
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (8, 10, 12)])
 def test_the_objective_never_rises(options: dict[str, Any], sizes: tuple[int, ...]) -> None:
     clouds = [cloud(n, 2, k) + k for k, n in enumerate(sizes)]
-    found = brenier.barycentre(clouds, n=20, tol=1e-4, generator=torch.Generator().manual_seed(0), **options)
+    found = brenier.barycentre(clouds, n=10, tol=1e-3, generator=torch.Generator().manual_seed(0), **options)
     values = np.array(found.stats["values"])
     assert bool((np.diff(values) <= 0).all())
     assert values[-1] < values[0]
     assert found.status.ok
-    assert found.stats["residual"] <= 1e-4
+    assert found.stats["residual"] <= 1e-3
     # the value is that of transports to the points that were found
     again = [
         brenier.solve(

@@ -200,7 +200,7 @@ def test_gradients_of_unbalanced_transport() -> None:
 
 
 def test_gradients_of_low_rank_forms() -> None:
-    d = 12
+    d = 9
     F, G = normal(0, d, 1).requires_grad_(), normal(1, d, 1).requires_grad_()
     left, right = ((normal(k, d).square() + 0.2).requires_grad_() for k in (2, 3))
     e = torch.tensor(0.4, dtype=D, requires_grad=True)
@@ -209,7 +209,7 @@ def test_gradients_of_low_rank_forms() -> None:
     def cost(F: Tensor, left: Any, G: Tensor, right: Any, e: Tensor | None) -> Tensor:
         return gaussian_cost(Gaussian.low_rank(zero, F, left), Gaussian.low_rank(zero + 1, G, right), epsilon=e)
 
-    assert torch.autograd.gradcheck(cost, (F, left, G, right, e))
+    assert torch.autograd.gradcheck(cost, (F, left, G, right, e), fast_mode=True)
     assert torch.autograd.gradcheck(lambda F, G: cost(F, 0.3, G, 0.7, None), (F, G))
 
 
@@ -220,7 +220,7 @@ def test_equal_arguments_and_missing_rank(rank: int) -> None:
     m = torch.zeros(3, dtype=D, requires_grad=True)
     value = gaussian_cost(Gaussian.of(m, S), Gaussian.of(m.detach(), S.detach()))
     value.backward()
-    assert 0 <= float(value) < 1e-14
+    assert 0 <= float(value.detach()) < 1e-13
     assert S.grad is not None
     assert bool(S.grad.isfinite().all())
     if rank == 3:

@@ -129,7 +129,7 @@ class Bregman(Solver[BregmanState]):
         """Eps log(b / u), the potentials of the support, and the correction."""
         left = problem.marginals[0]
         if isinstance(left, KL):
-            rho = torch.as_tensor(left.rho).to(soft)
+            rho = torch.as_tensor(left.rho, dtype=soft.dtype, device=soft.device)
             power = eps / (rho + eps)
             level = (rho + eps) * torch.logsumexp(w.log() - soft / (rho + eps), 0)
             return level, (1 - power) * (level + soft), bias
@@ -155,6 +155,8 @@ class Bregman(Solver[BregmanState]):
 
     def finish(self, problem: Problem, state: BregmanState) -> Outcome:
         assert problem.epsilon is not None
+        if not bool(state.settled):  # stopped on the way down
+            state = self.step(problem, state._replace(epsilon=problem.epsilon))
         side_a, side_b = problem.sides
         plan = GibbsPlan(problem.geometry, state.f + side_a.absorbed(), state.g + side_b.absorbed(), problem.epsilon)
         b = problem.b[0] * (state.level / problem.epsilon).exp()

@@ -17,6 +17,8 @@ from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Solution, Status
 from ..base import Solver, run
+from ..entropic.hybrid import SinkhornNewton
+from ..entropic.items import takes_newton
 from ..entropic.sinkhorn import Sinkhorn
 from ..entropic.start import Given
 from ..exact.assignment import Assignment, permutes
@@ -111,7 +113,8 @@ class FreeSupport:
         start = None if last is None else last.g.detach()
         solver: Solver[Any]
         if self.epsilon is not None:
-            solver = Sinkhorn() if start is None else Sinkhorn(start=Given(g=start.to(problem.b)))
+            sinkhorn = Sinkhorn() if start is None else Sinkhorn(start=Given(g=start.to(problem.b)))
+            solver = SinkhornNewton(sinkhorn=sinkhorn) if takes_newton(problem) else sinkhorn
         elif permutes(problem):
             solver = Assignment(g=start)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ...costs import Cost, as_cost
 from ...errors import NotConverged, NotConvergedWarning, refuse
 from ...geometry import Geometry, Ragged
 from ...geometry.pointcloud import read_cloud
+from ...plan import Plan
 from ...problem import Relative
 from ...solution import Solution
 from ..base import check_count, check_number, run
@@ -160,6 +160,7 @@ def _fixed(
     target = Barycentre.make(geometry, a, weights, epsilon=epsilon, rho=rho)
     if points is not None and points.dim() == 3:
         points = points[0]
+    plan: Plan
     if epsilon is None:
         program = linear_program(target, timeout=timeout)
         stats: dict[str, Any] = {"solver": "linear-program", "n_iter": program.n_iter}
@@ -241,7 +242,7 @@ def _free(
         refuse("rho", "an epsilon beside it", "none", "Give epsilon=Relative(0.01), say.")
     descent = FreeSupport(
         ground,
-        None if epsilon is None else torch.as_tensor(epsilon).to(x),
+        None if epsilon is None else torch.as_tensor(epsilon, dtype=x.dtype),
         rho,
         1e-6 if tol is None else tol,
         200 if max_iter is None else max_iter,
@@ -259,13 +260,13 @@ def _free(
     return BarycentreSolution(
         kind.array(found.x),
         kind.array(b),
-        kind.array(torch.as_tensor(found.values[-1]).to(x)),
+        kind.array(x.new_tensor(found.values[-1])),
         found.status,
         stats,
         solution._plan,
         solution.f,
         solution.g,
-        replace(solution.problem),
+        solution.problem,
         w,
         kind,
     )

@@ -67,7 +67,7 @@ class Barycentre:
             refuse("a", "measures of one mass", f"{float(mass.min()):.6g} to {float(mass.max()):.6g}", "Give a rho.")
         if problem.epsilon is not None and problem.epsilon.dim():  # Relative: one for all measures
             problem = replace(problem, epsilon=problem.epsilon.mean())
-        return cls(problem, w, None if rho is None else torch.as_tensor(rho))
+        return cls(problem, w, None if rho is None else torch.as_tensor(rho, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

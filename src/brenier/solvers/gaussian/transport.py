@@ -260,8 +260,7 @@ def _overlap(p: Gaussian, q: Gaussian, e: Tensor) -> Tensor:
     parts = shared(p, q)
     total = overlap(*parts.cores, e)
     if parts.missing:
-        one, other = (r[..., None, None] for r in parts.rest)
-        total = total + parts.missing * overlap(one, other, e)
+        total = total + parts.missing * overlap(*(r[..., None, None] for r in parts.rest), e)
     return total
 
 
