@@ -155,9 +155,9 @@ class FreeSupport:
                 loss.backward()
                 return loss
 
-            before = float(objective())
+            before = float(objective().detach())
             optimizer.step(closure)
-            return moving.detach().to(x) if float(objective()) <= before else x
+            return moving.detach().to(x) if float(objective().detach()) <= before else x
 
     def _stepped(
         self,

@@ -153,7 +153,7 @@ def gaussian_transport(
     S, T = parts.cores
     core = plan_matrix(S, T, e)
     # outside of the basis the covariances are multiples of the identity
-    rest = plan_matrix(*(r[..., None, None] for r in parts.rest), e)[..., 0, 0]
+    rest = plan_matrix(parts.rest[0][..., None, None], parts.rest[1][..., None, None], e)[..., 0, 0]
     apart = (p.mean - q.mean).square().sum(-1)
     cross = (S * core).sum((-2, -1)) + parts.missing * parts.rest[0] * rest
     linear = apart + (p.trace() + q.trace() - 2 * cross).clamp(min=0)
@@ -258,9 +258,10 @@ def _overlap(p: Gaussian, q: Gaussian, e: Tensor) -> Tensor:
         if varies and positive and 4 * (p.factor.shape[-1] + q.factor.shape[-1]) < p.d:
             return overlap_of_factors(p.factor, p.diagonal, q.factor, q.diagonal, e)
     parts = shared(p, q)
-    total = overlap(*parts.cores, e)
+    S, T = parts.cores
+    total = overlap(S, T, e)
     if parts.missing:
-        total = total + parts.missing * overlap(*(r[..., None, None] for r in parts.rest), e)
+        total = total + parts.missing * overlap(parts.rest[0][..., None, None], parts.rest[1][..., None, None], e)
     return total
 
 
