@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
+from ..entropic.relaxation import OverRelaxation, Plain, RelaxationState
 from ..entropic.schedule import Halving, Schedule
-from ..entropic.sinkhorn import DEFAULT_TOL
+from ..entropic.sinkhorn import DEFAULT_TOL, towards
 from .problem import self_geometry
 
 __all__ = ["Bregman", "BregmanState"]
@@ -36,6 +37,7 @@ class BregmanState(NamedTuple):
     epsilon: Tensor  # of the next step
     settled: Tensor  # whether the last step was at the epsilon of the problem
     error: Tensor
+    relaxation: RelaxationState
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Bregman(Solver[BregmanState]):
         tol: error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
         max_iter: iterations, those of the schedule included.
         schedule: the way down to the problem's epsilon.
+        relaxation: how far the potentials go beyond their updates, between exact marginals; not where debiased.
 
     Reference:
         Benamou, Carlier, Cuturi, Nenna & Peyré (2015), Iterative Bregman projections for regularized transportation
@@ -73,6 +76,7 @@ class Bregman(Solver[BregmanState]):
     tol: float | None = None
     max_iter: int = 5000
     schedule: Schedule = Halving()
+    relaxation: OverRelaxation | Plain = OverRelaxation()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +100,8 @@ class Bregman(Solver[BregmanState]):
         zero = torch.zeros_like(g[0])
         start = self.schedule.start(problem).amax()
         never = torch.zeros((), dtype=torch.bool, device=g.device)
-        return BregmanState(f, g, zero, zero, start, never, torch.full_like(g[0, 0], torch.inf))
+        error = torch.full_like(g[0, 0], torch.inf)
+        return BregmanState(f, g, zero, zero, start, never, error, self.relaxation.init(zero))
 
     def step(self, problem: Problem, state: BregmanState) -> BregmanState:
         assert problem.epsilon is not None
@@ -104,6 +109,12 @@ class Bregman(Solver[BregmanState]):
         side_a, side_b = problem.sides_at(eps)
         w = self._shares(problem)
         f = problem.marginals[0].prox(_softmins(geometry, state.g + side_b.absorbed(), eps), side_a)
+        relaxation = state.relaxation
+        if isinstance(problem.marginals[0], Exact) and not self.debiased:
+            relaxation = self.relaxation.next(relaxation, state.error)
+        beyond = bool(relaxation.omega != 1)
+        if beyond:
+            f = towards(state.f, f, relaxation.omega)
         soft = _softmins(geometry, f + side_a.absorbed(), eps, dim=0)
         level, g, bias = self._columns(problem, soft, eps, state.bias, w)
         u = problem.b[0]
@@ -113,10 +124,12 @@ class Bregman(Solver[BregmanState]):
         if isinstance(problem.marginals[0], Exact):
             columns = problem.b * ((state.g - soft) / eps).exp()
             error = torch.maximum(error, (w * (columns - b).abs()).sum())
+        if beyond:  # sums to zero under the weights, as both ends do
+            g = towards(state.g, g, relaxation.omega)
         settled = state.settled & (eps == problem.epsilon)
         error = torch.where(settled, error / b.sum(), torch.inf)
         after = self.schedule.next(eps, problem.epsilon)
-        return BregmanState(f, g, level, bias, after, eps == problem.epsilon, error)
+        return BregmanState(f, g, level, bias, after, eps == problem.epsilon, error, relaxation)
 
     def _shares(self, problem: Problem) -> Tensor:
         count = len(problem.a)
@@ -155,12 +168,16 @@ class Bregman(Solver[BregmanState]):
 
     def finish(self, problem: Problem, state: BregmanState) -> Outcome:
         assert problem.epsilon is not None
-        if not bool(state.settled):  # stopped on the way down
-            state = self.step(problem, state._replace(epsilon=problem.epsilon))
+        error = state.error
+        if not bool(state.settled & (state.relaxation.omega == 1)):  # on the way down, or beyond the last update
+            plain = replace(self, relaxation=Plain())
+            state = plain.step(
+                problem, state._replace(epsilon=problem.epsilon, relaxation=plain.relaxation.init(state.level))
+            )
         side_a, side_b = problem.sides
         plan = GibbsPlan(problem.geometry, state.f + side_a.absorbed(), state.g + side_b.absorbed(), problem.epsilon)
         b = problem.b[0] * (state.level / problem.epsilon).exp()
-        return Outcome(plan, state.f, state.g, {"b": b, "error": float(state.error)})
+        return Outcome(plan, state.f, state.g, {"b": b, "error": float(error)})
 
 
 def _softmins(geometry: Geometry, h: Tensor, eps: Tensor, dim: int = 1) -> Tensor:

@@ -27,6 +27,7 @@ from .problem import transports
 
 __all__ = ["Found", "FreeSupport"]
 
+_PATHS = 2_000  # points up to which augmenting paths from known potentials are faster than the network simplex
 _HALVINGS = 20  # of a step that did not lower the objective
 _INNER = 20  # steps of the points for given plans
 
@@ -110,15 +111,15 @@ class FreeSupport:
         if a is not None and not isinstance(geometry, Ragged):
             masses = torch.stack(a)
         problem = Problem.make(geometry, masses, b.expand(len(clouds), -1), marginals=marginals, epsilon=self.epsilon)
-        start = None if last is None else last.g.detach()
+        start = None if last is None else last.f.detach()  # that of the measures, which have not moved
         solver: Solver[Any]
         if self.epsilon is not None:
-            sinkhorn = Sinkhorn() if start is None else Sinkhorn(start=Given(g=start.to(problem.b)))
+            sinkhorn = Sinkhorn() if last is None else Sinkhorn(start=Given(g=last.g.detach().to(problem.b)))
             solver = SinkhornNewton(sinkhorn=sinkhorn) if takes_newton(problem) else sinkhorn
-        elif permutes(problem):
-            solver = Assignment(g=start)
+        elif start is not None and max(problem.shape) <= _PATHS and permutes(problem):
+            solver = Assignment(f=start)
         else:
-            solver = NetworkSimplex(g=start)
+            solver = NetworkSimplex(f=start)
         return run(problem, solver, warn=True)
 
     def _value(self, solution: Solution, w: Tensor) -> float:
