@@ -21,13 +21,12 @@ from ..entropic.hybrid import SinkhornNewton
 from ..entropic.items import takes_newton
 from ..entropic.sinkhorn import Sinkhorn
 from ..entropic.start import Given
-from ..exact.assignment import Assignment, permutes
 from ..exact.simplex import NetworkSimplex
 from .problem import transports
 
 __all__ = ["Found", "FreeSupport"]
 
-_PATHS = 2_000  # points up to which augmenting paths from known potentials are faster than the network simplex
+_NEAR = 0.1  # residual up to which the potentials of the last plans are worth starting from
 _HALVINGS = 20  # of a step that did not lower the objective
 _INNER = 20  # steps of the points for given plans
 
@@ -83,7 +82,8 @@ class FreeSupport:
             else:
                 new, size = self._stepped(solution, x, b, clouds, a, w, values[-1], size)
             residual = self._residual(x, new, b)
-            after = self._solved(new, b, clouds, a, solution)
+            near = residual <= _NEAR or self.epsilon is not None
+            after = self._solved(new, b, clouds, a, solution if near else None)
             value = self._value(after, w)
             if value <= values[-1]:  # a rise is rounding, or that of an entropic solve: the end
                 x, solution = new, after
@@ -116,8 +116,6 @@ class FreeSupport:
         if self.epsilon is not None:
             sinkhorn = Sinkhorn() if last is None else Sinkhorn(start=Given(g=last.g.detach().to(problem.b)))
             solver = SinkhornNewton(sinkhorn=sinkhorn) if takes_newton(problem) else sinkhorn
-        elif start is not None and max(problem.shape) <= _PATHS and permutes(problem):
-            solver = Assignment(f=start)
         else:
             solver = NetworkSimplex(f=start)
         return run(problem, solver, warn=True)
