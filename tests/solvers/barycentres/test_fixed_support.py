@@ -115,11 +115,13 @@ def test_as_pot() -> None:
     a = torch.stack([bump(0.2, 0.05), bump(0.5, 0.08), bump(0.8, 0.03)])
     w = torch.tensor([0.5, 0.2, 0.3], dtype=D)
     M = (LINE.unsqueeze(-1) - LINE).square()
-    theirs = ot.barycenter(a.T.contiguous(), M, 2e-3, weights=w, method="sinkhorn_log", stopThr=1e-10, numItermax=5000)
+    theirs = ot.barycenter(
+        a.T.contiguous(), M, 2e-3, weights=w, method="sinkhorn_log", stopThr=1e-10, numItermax=5000, warn=False
+    )
     ours = brenier.barycentre(CostMatrix(M), w, a=a, epsilon=2e-3, tol=1e-9)
     assert_close(ours.b, theirs, 1e-6)
     arrays = (a.T.contiguous().numpy(), M.numpy(), 2e-3, w.numpy())  # on torch it warns
-    theirs = ot.bregman.barycenter_debiased(*arrays, method="sinkhorn", stopThr=1e-10, numItermax=5000)
+    theirs = ot.bregman.barycenter_debiased(*arrays, method="sinkhorn", stopThr=1e-10, numItermax=5000, warn=False)
     ours = brenier.barycentre(CostMatrix(M), w, a=a, epsilon=2e-3, tol=1e-7, debiased=True)
     assert_close(ours.b, torch.from_numpy(theirs), 1e-4)
 
@@ -132,7 +134,9 @@ def test_images_as_pot() -> None:
     images[1, 7:11, 6:10] = 1
     images = images + 1e-3
     images = images / images.sum((-2, -1), keepdim=True)
-    theirs = ot.bregman.convolutional_barycenter2d(images, 5e-3, method="sinkhorn_log", stopThr=1e-10, numItermax=5000)
+    theirs = ot.bregman.convolutional_barycenter2d(
+        images, 5e-3, method="sinkhorn_log", stopThr=1e-10, numItermax=5000, warn=False
+    )
     ours = brenier.barycentre(Grid(x, x), a=images.flatten(1), epsilon=5e-3, tol=1e-9)
     assert_close(ours.b.reshape(k, k), theirs / theirs.sum(), 1e-5)
 

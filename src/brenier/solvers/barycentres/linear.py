@@ -62,16 +62,20 @@ def linear_program(barycentre: Barycentre, *, timeout: float | None = None) -> P
         hstack([rows, csr_array((count * n, m))]),
         hstack([cols, vstack([-eye_array(m)] * count)]),
     ]).tocsr()  # fmt: skip
+    # totals are equal, so that the last column of all measures but one is met by itself
+    keep = np.ones(count * (n + m), dtype=bool)
+    keep[count * n + 2 * m - 1 :: m] = False
     target = np.concatenate([(a / a.sum(-1, keepdims=True)).ravel(), np.zeros(count * m)])
     options = {} if timeout is None else {"time_limit": timeout}
-    found = linprog(cost, A_eq=matrix, b_eq=target, method="highs", options=options)
+    found = linprog(cost, A_eq=matrix[keep], b_eq=target[keep], method="highs", options=options)
     if found.x is None:
         refuse("linear-program", "a solution by HiGHS", found.message)
     plans = torch.from_numpy(found.x[:-m].reshape(count, -1)).clamp(min=0) * mass
     longest = max(1, int((plans > 0).sum(-1).max()))
     entries = plans.topk(longest, -1)
     plan = SparsePlan(problem.geometry, entries.indices // m, entries.indices % m, entries.values)
-    duals = torch.from_numpy(found.eqlin.marginals.copy()) * scale
+    duals = torch.zeros(len(keep), dtype=torch.float64)
+    duals[torch.from_numpy(keep)] = torch.from_numpy(found.eqlin.marginals.copy()) * scale
     safe = torch.from_numpy(np.where(w > 0, w, 1)).unsqueeze(-1)
     f, g = duals[: count * n].reshape(count, n) / safe, duals[count * n :].reshape(count, m) / safe
     b = torch.from_numpy(found.x[-m:]).clamp(min=0) * mass

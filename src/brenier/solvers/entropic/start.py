@@ -15,7 +15,7 @@ from ...marginals import Exact
 from ...problem import Problem
 from ..base import check_start
 from ..exact.monotone import Monotone
-from ..gaussian.matrices import plan_matrix
+from ..gaussian.matrices import moments, plan_matrix
 from .schedule import Schedule
 
 __all__ = ["GaussianStart", "Given", "SortingStart", "Start", "Zeros"]
@@ -102,7 +102,7 @@ class GaussianStart(Start):
         assert problem.epsilon is not None
         parts = problem.geometry.detach().to(torch.float64).factors()
         assert parts is not None
-        (u, mean_u, S_u), (v, mean_v, S_v) = (_moments(*p) for p in ((parts.u, problem.a), (parts.v, problem.b)))
+        (mean_u, S_u), (mean_v, S_v) = moments(parts.u, problem.a.double()), moments(parts.v, problem.b.double())
         epsilon = problem.epsilon.double()
 
         def potential(
@@ -112,8 +112,8 @@ class GaussianStart(Start):
             centred = u - mean
             return offset - (u * mean_other).sum(-1) - ((centred @ A) * centred).sum(-1) / 2
 
-        f = potential(parts.h, u, mean_u, S_u, mean_v, S_v)
-        g = potential(parts.k, v, mean_v, S_v, mean_u, S_u) + (mean_u * mean_v).sum(-1)
+        f = potential(parts.h, parts.u, mean_u, S_u, mean_v, S_v)
+        g = potential(parts.k, parts.v, mean_v, S_v, mean_u, S_u) + (mean_u * mean_v).sum(-1)
         return _referred(problem, f, g)
 
 
@@ -155,14 +155,6 @@ class SortingStart(Start):
             first, last = Monotone().step(flat, None), Monotone().step(flat.T, None)
             total_f, total_g = total_f + (first.f + last.g) / 2, total_g + (first.g + last.f) / 2
         return _referred(problem, total_f, total_g)
-
-
-def _moments(u: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The points, their mean (*batch, 1, r) and their covariance (*batch, r, r)."""
-    share = (weights.double() / weights.double().sum(-1, keepdim=True)).unsqueeze(-1)
-    mean = (share * u).sum(-2, keepdim=True)
-    centred = u - mean
-    return u, mean, (share * centred).mT @ centred
 
 
 def _referred(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["overlap", "overlap_of_factors", "plan_matrix", "root"]
+__all__ = ["moments", "overlap", "overlap_of_factors", "plan_matrix", "root"]
 
 _STEP = 0.5  # of the trapezoidal rule, whose error is exp(-2 pi^2 / step)
 _TAIL = 76.0  # the integrand falls as exp(-|u| / 2)
 _NODES = 16  # of the rule that are held at once
+
+
+def moments(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (*batch, 1, d) and covariance (*batch, d, d) of points (*batch, n, d) under masses (*batch, n)."""
+    share = (a / a.sum(-1, keepdim=True)).unsqueeze(-1)
+    mean = (share * x).sum(-2, keepdim=True)
+    centred = x - mean
+    return mean, (share * centred).mT @ centred
 
 
 def _line(e: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,13 +53,14 @@ def gaussian_cost(p: Gaussian, q: Gaussian, *, epsilon: Any = None, debiased: bo
     Peyré & Cuturi (2020), Entropic optimal transport between unbalanced Gaussian measures has a closed form.
     """
     p, q, e = _read(p, q, epsilon)
+    dtype, p, q = p.dtype, p.to(torch.float64), q.to(torch.float64)
     if debiased and epsilon is None:
         refuse("debiased", "an epsilon beside it", "None", "Without one, nothing is biased.")
     apart = (p.mean - q.mean).square().sum(-1)
     if debiased:
         alone = (_overlap(p, p, e) + _overlap(q, q, e)) / 2
-        return apart + (alone - _overlap(p, q, e)).clamp(min=0)
-    return apart + (p.trace() + q.trace() - _overlap(p, q, e)).clamp(min=0)
+        return (apart + (alone - _overlap(p, q, e)).clamp(min=0)).to(dtype)
+    return (apart + (p.trace() + q.trace() - _overlap(p, q, e)).clamp(min=0)).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,13 @@ def gaussian_transport(
     Source: Janati, Muzellec, Peyré & Cuturi (2020), Entropic optimal transport between unbalanced Gaussian measures has
     a closed form.
     """
-    p, q, e = _read(p, q, epsilon)
+    source, target, e = _read(p, q, epsilon)
+    dtype, p, q = source.dtype, source.to(torch.float64), target.to(torch.float64)
     if rho is not None:
         if epsilon is None:
             refuse("rho", "an epsilon beside it", "none", "Give a small one.")
-        return _unbalanced(p, q, 2 * e, _positive(rho, "rho", p), [_positive(m, "masses", p) for m in masses])
+        plan = _unbalanced(p, q, 2 * e, _positive(rho, "rho", p), [_positive(m, "masses", p) for m in masses])
+        return _cast(plan, dtype)
     parts = shared(p, q)
     S, T = parts.cores
     core = plan_matrix(S, T, e)
@@ -159,7 +162,9 @@ def gaussian_transport(
     linear = apart + (p.trace() + q.trace() - 2 * cross).clamp(min=0)
     value = gaussian_cost(p, q, epsilon=epsilon)
     eps = None if epsilon is None else 2 * e
-    return GaussianPlan(value, linear, torch.ones_like(value), p, q, eps, None, parts, core, rest)
+    return _cast(
+        GaussianPlan(value, linear, torch.ones_like(value), source, target, eps, None, parts, core, rest), dtype
+    )
 
 
 def gaussian_geodesic(p: Gaussian, q: Gaussian, t: Any) -> Gaussian:
@@ -190,6 +195,7 @@ def gaussian_geodesic(p: Gaussian, q: Gaussian, t: Any) -> Gaussian:
     measures.
     """
     p, q, e = _read(p, q, None)
+    dtype, p, q = p.dtype, p.to(torch.float64), q.to(torch.float64)
     time = torch.as_tensor(t, dtype=p.dtype, device=p.mean.device)
     if not bool(((time >= 0) & (time <= 1)).all()):
         refuse("t", "numbers in [0, 1]", repr(t))
@@ -204,10 +210,10 @@ def gaussian_geodesic(p: Gaussian, q: Gaussian, t: Any) -> Gaussian:
         left, right = p.factor @ U, q.factor @ Vh.mT
         size = max(left.shape[-1], right.shape[-1])
         left, right = (torch.nn.functional.pad(F, (0, size - F.shape[-1])) for F in (left, right))
-        return Gaussian.low_rank(mean, torch.lerp(left, right, t))
+        return Gaussian.low_rank(mean, torch.lerp(left, right, t)).to(dtype)
     S, T = p.covariance, q.covariance
     cross = S @ plan_matrix(S, T, e)
-    return Gaussian.of(mean, (1 - t) ** 2 * S + t**2 * T + t * (1 - t) * (cross + cross.mT))
+    return Gaussian.of(mean, (1 - t) ** 2 * S + t**2 * T + t * (1 - t) * (cross + cross.mT)).to(dtype)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -227,7 +233,7 @@ def _read(p: Gaussian, q: Gaussian, epsilon: Any) -> tuple[Gaussian, Gaussian, T
         refuse("p and q", "batch axes that broadcast", f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}")
     p, q = p.expand(batch), q.expand(batch)
     if epsilon is None:
-        return p, q, p.mean.new_zeros(batch)
+        return p, q, p.mean.new_zeros(batch, dtype=torch.float64)
     return p, q, _positive(epsilon, "epsilon", p) / 2
 
 
@@ -235,12 +241,29 @@ def _positive(value: Any, name: str, p: Gaussian) -> Tensor:
     """A positive finite number or (*batch,) as (*batch,)."""
     if not (is_real(value) or isinstance(value, Tensor)):
         refuse(name, "a positive number or a tensor", repr(value))
-    out = float_tensor(value, name).to(p.mean)
+    out = float_tensor(value, name).to(p.mean.device, torch.float64)
     if not bool(((out > 0) & torch.isfinite(out)).all()):
         refuse(name, "positive finite numbers", f"a minimum of {float(out.detach().min()):g}")
     if out.dim() and out.shape != p.batch_shape:
         refuse(name, f"one number or shape {tuple(p.batch_shape)}", f"shape {tuple(out.shape)}")
     return out.expand(p.batch_shape)
+
+
+def _cast(plan: GaussianPlan, dtype: torch.dtype) -> GaussianPlan:
+    """A plan that was found in float64, in the precision of the input."""
+    parts = plan._parts
+    basis = None if parts.basis is None else parts.basis.to(dtype)
+    return replace(
+        plan,
+        value=plan.value.to(dtype),
+        linear_value=plan.linear_value.to(dtype),
+        mass=plan.mass.to(dtype),
+        source=plan.source.to(dtype),
+        target=plan.target.to(dtype),
+        _parts=Shared(basis, [S.to(dtype) for S in parts.cores], [r.to(dtype) for r in parts.rest], parts.missing),
+        _core=plan._core.to(dtype),
+        _rest=plan._rest.to(dtype),
+    )
 
 
 def _overlap(p: Gaussian, q: Gaussian, e: Tensor) -> Tensor:
