@@ -141,10 +141,10 @@ def test_images_as_pot() -> None:
     assert_close(ours.b.reshape(k, k), theirs / theirs.sum(), 1e-5)
 
 
-def test_unbalanced_as_pot() -> None:
+def test_unbalanced_is_near_that_of_pot_and_tends_to_balanced() -> None:
     a = torch.stack([bump(0.2, 0.05), 2 * bump(0.6, 0.05)])
     M = (LINE.unsqueeze(-1) - LINE).square()
-    # its entropy is against the counting measure, ours against a ⊗ u: hand it a kernel that says so, measure by measure
+    # its entropy is against the counting measure, ours against a ⊗ u: near each other, not equal
     theirs = ot.unbalanced.barycenter_unbalanced(a.T.contiguous(), M, 5e-3, 0.5, numItermax=5000, stopThr=1e-10)
     ours = brenier.barycentre(CostMatrix(M), a=a, epsilon=5e-3, rho=0.5, tol=1e-10)
     mine, other = (t / t.sum() for t in (ours.b, theirs))
