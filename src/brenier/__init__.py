@@ -17,6 +17,7 @@ from .plan import Plan
 from .problem import Problem, Relative
 from .regularizers import Regularizer, SquaredNorm
 from .solution import Solution, Status
+from .solvers import barycentre
 
 __version__ = "0.1.0"
 
@@ -52,5 +53,6 @@ __all__ = [
     "Unrolled",
     "__version__",
     "assign",
+    "barycentre",
     "solve",
 ]

@@ -18,6 +18,7 @@ from ..costs import Arc
 from ..errors import refuse
 from ..geometry import PointCloud
 from ..geometry.pointcloud import read_cloud
+from ..solvers.barycentres.inputs import barycentre_weights, clouds_of, drawn
 from ..solvers.exact.line import circle_cost, line_cost
 
 __all__ = [
@@ -489,19 +490,11 @@ def sliced_barycentre(
 
     Source: Rabin et al. (2011), Wasserstein barycenter and its application to texture mixing; Bonneel et al. (2015).
     """
-    if not clouds:
-        refuse("clouds", "at least one cloud", "none")
-    ys = [read_cloud(c, f"clouds[{k}]").detach() for k, c in enumerate(clouds)]
+    ys = clouds_of(clouds, "clouds")
     d = ys[0].shape[-1]
-    if any(y.dim() != 2 or y.shape[-1] != d for y in ys):
-        refuse("clouds", "clouds (m, d) of one dimension", ", ".join(str(tuple(y.shape)) for y in ys))
-    w = [1 / len(ys)] * len(ys) if weights is None else torch.as_tensor(weights).double().tolist()
-    if len(w) != len(ys) or min(w) < 0 or abs(sum(w) - 1) > 1e-6:
-        refuse("weights", f"{len(ys)} nonnegative numbers of total 1", w)
+    w = barycentre_weights(weights, len(ys), ys[0].double()).tolist()
     if start is None:
-        pool = torch.cat(ys)
-        x = pool[torch.randint(len(pool), (n or len(ys[0]),), generator=generator)].clone()
-        x = x + 1e-6 * pool.std() * torch.randn(x.shape, generator=generator, dtype=x.dtype)  # no two are one
+        x = drawn(ys, n or len(ys[0]), generator)
     else:
         x = read_cloud(start, "start").detach().to(ys[0]).clone()
     for t in range(max_iter):

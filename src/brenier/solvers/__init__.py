@@ -1,5 +1,9 @@
 """Solvers: frozen recipes that one driver runs."""
 
+from .barycentres.bregman import Bregman
+from .barycentres.free import FreeSupport
+from .barycentres.front import barycentre
+from .barycentres.problem import Barycentre, BarycentreCertificate, BarycentreSolution
 from .base import Solver, run
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
@@ -16,6 +20,16 @@ from .exact.assignment import Assignment, Matching
 from .exact.flow import GridFlow
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
+from .gaussian.barycentre import GaussianBarycentre, gaussian_barycentre
+from .gaussian.gaussian import Gaussian
+from .gaussian.mixture import (
+    GaussianMixture,
+    MixturePlan,
+    mixture_barycentre,
+    mixture_geodesic,
+    mixture_transport,
+)
+from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 
@@ -25,15 +39,25 @@ __all__ = [
     "Anderson",
     "Annealing",
     "Assignment",
+    "Barycentre",
+    "BarycentreCertificate",
+    "BarycentreSolution",
+    "Bregman",
     "Circle",
     "DualAscent",
     "Fixed",
+    "FreeSupport",
+    "Gaussian",
+    "GaussianBarycentre",
+    "GaussianMixture",
+    "GaussianPlan",
     "GaussianStart",
     "Given",
     "GridFlow",
     "Halving",
     "Matching",
     "Method",
+    "MixturePlan",
     "Monotone",
     "Multiscale",
     "NetworkSimplex",
@@ -52,5 +76,13 @@ __all__ = [
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Zeros",
+    "barycentre",
+    "gaussian_barycentre",
+    "gaussian_cost",
+    "gaussian_geodesic",
+    "gaussian_transport",
+    "mixture_barycentre",
+    "mixture_geodesic",
+    "mixture_transport",
     "run",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +15,7 @@ from ...marginals import Exact
 from ...problem import Problem
 from ..base import check_start
 from ..exact.monotone import Monotone
+from ..gaussian.matrices import moments, plan_matrix
 from .schedule import Schedule
 
 __all__ = ["GaussianStart", "Given", "SortingStart", "Start", "Zeros"]
@@ -102,19 +102,18 @@ class GaussianStart(Start):
         assert problem.epsilon is not None
         parts = problem.geometry.detach().to(torch.float64).factors()
         assert parts is not None
-        (u, mean_u, S_u), (v, mean_v, S_v) = (_moments(*p) for p in ((parts.u, problem.a), (parts.v, problem.b)))
-        e = problem.epsilon.double()[..., None] / 2
+        (mean_u, S_u), (mean_v, S_v) = moments(parts.u, problem.a.double()), moments(parts.v, problem.b.double())
+        epsilon = problem.epsilon.double()
 
         def potential(
             offset: Tensor, u: Tensor, mean: Tensor, S: Tensor, mean_other: Tensor, S_other: Tensor
         ) -> Tensor:
-            root = _of_matrix(S_other, torch.sqrt)
-            A = root @ _of_matrix(root @ S @ root, lambda t: 1 / ((t + e * e).sqrt() + e)) @ root
+            A = plan_matrix(S, S_other, epsilon)
             centred = u - mean
             return offset - (u * mean_other).sum(-1) - ((centred @ A) * centred).sum(-1) / 2
 
-        f = potential(parts.h, u, mean_u, S_u, mean_v, S_v)
-        g = potential(parts.k, v, mean_v, S_v, mean_u, S_u) + (mean_u * mean_v).sum(-1)
+        f = potential(parts.h, parts.u, mean_u, S_u, mean_v, S_v)
+        g = potential(parts.k, parts.v, mean_v, S_v, mean_u, S_u) + (mean_u * mean_v).sum(-1)
         return _referred(problem, f, g)
 
 
@@ -156,20 +155,6 @@ class SortingStart(Start):
             first, last = Monotone().step(flat, None), Monotone().step(flat.T, None)
             total_f, total_g = total_f + (first.f + last.g) / 2, total_g + (first.g + last.f) / 2
         return _referred(problem, total_f, total_g)
-
-
-def _moments(u: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The points, their mean (*batch, 1, r) and their covariance (*batch, r, r)."""
-    share = (weights.double() / weights.double().sum(-1, keepdim=True)).unsqueeze(-1)
-    mean = (share * u).sum(-2, keepdim=True)
-    centred = u - mean
-    return u, mean, (share * centred).mT @ centred
-
-
-def _of_matrix(S: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of a positive semidefinite matrix, (*batch, r, r)."""
-    values, vectors = torch.linalg.eigh(S)
-    return (vectors * function(values.clamp(min=0)).unsqueeze(-2)) @ vectors.mT
 
 
 def _referred(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Transport maps as estimators: learned from two clouds, applied to new points."""
