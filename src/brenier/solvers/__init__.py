@@ -17,6 +17,10 @@ from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
+from .structure.gradient import ConditionalGradient
+from .structure.mirror import Mirror, Proximal
+from .structure.solution import GromovSolution, StructureCertificate
+from .structure.starts import MultiStart
 
 __all__ = [
     "LBFGS",
@@ -25,20 +29,25 @@ __all__ = [
     "Annealing",
     "Assignment",
     "Circle",
+    "ConditionalGradient",
     "DualAscent",
     "Fixed",
     "GaussianStart",
     "Given",
+    "GromovSolution",
     "Halving",
     "Matching",
     "Method",
+    "Mirror",
     "Monotone",
+    "MultiStart",
     "Multiscale",
     "NetworkSimplex",
     "Newton",
     "NewtonPath",
     "OverRelaxation",
     "Plain",
+    "Proximal",
     "Relaxation",
     "Schedule",
     "Sinkhorn",
@@ -47,6 +56,7 @@ __all__ = [
     "SortingStart",
     "SparseNewton",
     "Start",
+    "StructureCertificate",
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Zeros",
