@@ -25,7 +25,7 @@ __all__ = ["Mirror", "MirrorState", "Proximal", "objective"]
 
 _LOOSE = 1e-2  # relative marginal error of the first linear problems
 _SHARE = 0.1  # of the last change of the plan that the next linear problem may leave as marginal error
-_LEVEL = 1e-9  # of the objective: a rise that counts as rounding
+_RISE = 100  # marginal errors, times the objective, from which on a rise counts as one
 
 
 class MirrorState(NamedTuple):
@@ -42,7 +42,8 @@ class MirrorState(NamedTuple):
     scale: float
     damping: float  # weight of KL(P | last P)
     change: float  # of the plan in the last step, relative
-    settled: bool  # whether the last linear problem was solved to the tolerance
+    tight: bool  # whether linear problems are solved to the last digit that counts from here on
+    settled: bool  # whether the last one was
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Descent(Solver[MirrorState]):
         ratio = Linear(*(torch.zeros_like(t) for t in half))
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
         damping, far = self._damping(problem, scale), float("inf")
-        return MirrorState(form, None, moments, half, ratio, f, g, far, scale, damping, far, False)
+        return MirrorState(form, None, moments, half, ratio, f, g, far, scale, damping, far, False, False)
 
     def step(self, problem: Problem, state: MirrorState) -> MirrorState:
         form, given = state.form, quadratic(problem)
@@ -85,7 +86,8 @@ class _Descent(Solver[MirrorState]):
             cost = cost.plus(state.ratio, state.damping)
         epsilon = torch.tensor(strength, dtype=torch.float64, device=form.a.device)
         linear = Problem(form.geometry(cost), form.a, form.b, marginals, epsilon)
-        tol = min(_LOOSE, max(_SHARE * self.tol, _SHARE * state.change))
+        least = _SHARE * self.tol
+        tol = least if state.tight else min(_LOOSE, max(least, _SHARE * state.change))
         cold = state.plan is None
         solver = Sinkhorn(tol=tol, max_iter=self.inner_max_iter, schedule=Halving() if cold else Fixed(),
                           start=Zeros() if cold else Given(state.f, state.g))  # fmt: skip
@@ -101,12 +103,16 @@ class _Descent(Solver[MirrorState]):
         shifted = Linear(cost.row - _finite(f), cost.col - _finite(g), cost.core)
         ratio = Linear(*(t / epsilon for t in shifted))
         value = float(objective(form, moments, half, ratio))
-        settled = tol <= 2 * _SHARE * self.tol and solution.status.ok
-        rise = value - state.value - (tol + _LEVEL) * state.scale
-        if rise > 0 and not given.soft:  # a step too long for a form that is not concave: shorter ones from here on
-            return state._replace(damping=max(2 * state.damping, base, _LEVEL * state.scale), settled=False)
+        settled = tol <= least and solution.status.ok
         change = float((moments.body - state.moments.body).abs().sum() / moments.body.abs().sum())
-        return MirrorState(form, plan, moments, half, ratio, f, g, value, state.scale, state.damping, change, settled)
+        tight, damping = state.tight or tol <= least, state.damping
+        if value > state.value + _RISE * least * state.scale and not given.soft:
+            if state.settled and settled:  # a step too long for a form that is not concave: shorter ones from here on
+                return state._replace(damping=max(2 * damping, base))
+            tight = True  # or the values were those of plans that miss their marginals
+        return MirrorState(
+            form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, tight, settled
+        )
 
     @staticmethod
     def _constant(problem: Any, state: MirrorState) -> Tensor:
