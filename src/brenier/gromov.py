@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, is_count, kind_of, matrix_kind
+from ._inputs import Kind, is_count, kind_of, matrix_kind, weights_tensor
 from .api import _same_columns, _same_rows, _tuned
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import refuse
@@ -22,17 +22,19 @@ from .solvers import Solver, run
 from .solvers.structure.common import as_plan
 from .solvers.structure.gradient import ConditionalGradient
 from .solvers.structure.mirror import Mirror, Proximal
+from .solvers.structure.quantized import Quantized
 from .solvers.structure.solution import GromovSolution
 from .solvers.structure.starts import MultiStart
-from .structure import Quadratic
+from .structure import Quadratic, dense
 
-__all__ = ["gromov_wasserstein", "read_structure"]
+__all__ = ["GromovBarycentre", "gromov_barycentre", "gromov_wasserstein", "read_structure"]
 
 Inner = str | Cost | Callable[[Tensor, Tensor], Tensor]
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "conditional-gradient": ConditionalGradient,
     "proximal": Proximal,
     "mirror": Mirror,
+    "quantized": Quantized,
 }
 
 
@@ -84,10 +86,10 @@ def gromov_wasserstein(
         epsilon: entropic strength in units of the objective; `Relative(0.01)` is 0.01 x the objective of a ⊗ b.
         marginals: as for `solve`. Without epsilon: exact ones, (Exact(), Free()), which is semi-relaxed, or
             `Partial(mass)` on both sides. `KL(rho)` is quadratic here, see `Quadratic`.
-        solver: "auto", "conditional-gradient", "proximal", "mirror", or one of these as an object: "mirror" with an
-            epsilon, "conditional-gradient" without.
-        starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix (n, m)
-            or a sequence of these, which are then all there are.
+        solver: "auto", "conditional-gradient", "proximal", "mirror", "quantized", or one of these as an object. "auto"
+            is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` is for large clouds.
+        starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix
+            (n, m) or a sequence of these, which are then all there are.
         tol: of the local solver.
         max_iter: linear problems for each start.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -104,8 +106,8 @@ def gromov_wasserstein(
         NotConverged: with `throw=True`.
 
     Complexity: computed in float64. For points with an inner-product cost (squared Euclidean, dot, cosine) and the
-    square loss, O(n + m) memory and O((n + m) d^2) time for each linear problem, which itself takes O(n m d) or more; in
-    all other cases the matrices are formed, and each costs O(n m (n + m)).
+    square loss, O(n + m) memory and O((n + m) d^2) time for each linear problem, which itself takes O(n m d) or more;
+    in all other cases the matrices are formed, and each costs O(n m (n + m)).
 
     Source: Mémoli (2011), Gromov-Wasserstein distances and the metric approach to object matching; Peyré, Cuturi &
     Solomon (2016), Gromov-Wasserstein averaging of kernel and distance matrices; Vayer et al. (2019), Optimal
@@ -144,18 +146,23 @@ def gromov_wasserstein(
     chosen, reason = _choose(solver, problem)
     local = _tuned(chosen, tol, max_iter, None)
     plans: tuple[Plan, ...] = ()
-    if is_count(starts):
-        count = int(starts)  # type: ignore[call-overload]
+    if isinstance(starts, int) and is_count(starts):
+        count = starts
     else:
         given = [starts] if isinstance(starts, Plan | Tensor | np.ndarray) else starts
         if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
             refuse("starts", "a positive integer, or plans to start from", repr(starts))
         plans = tuple(as_plan(s, problem) for s in given)
         count = len(plans)
-    several = MultiStart(max_iter=count, solver=local, plans=plans, generator=generator)
+    if isinstance(local, Quantized):  # its starts are between anchors
+        if plans:
+            refuse("starts", "a number for solver='quantized'", "plans", "They would be between anchors.")
+        top: Solver[Any] = replace(local, starts=count, generator=generator)
+    else:
+        top = MultiStart(max_iter=count, solver=local, plans=plans, generator=generator)
     solution = run(
         problem,
-        several,
+        top,
         kind=kind,
         reason=reason,
         throw=throw,
@@ -242,3 +249,118 @@ def _choose(solver: str | Solver[Any], problem: Quadratic) -> tuple[Solver[Any],
     if problem.epsilon is not None:
         return Mirror(), "an epsilon was given"
     return ConditionalGradient(), "no epsilon was given"
+
+
+class GromovBarycentre(NamedTuple):
+    """A structure between others, and how it got there."""
+
+    structure: Any  # (n, n)
+    value: Any  # sum_s weights_s GW(structure, C_s)
+    values: tuple[float, ...]  # after each iteration
+    solutions: tuple[GromovSolution, ...]  # from the barycentre to each
+
+
+def gromov_barycentre(
+    structures: Sequence[Any],
+    size: int,
+    *,
+    weights: Any = None,
+    cost: Inner | None = None,
+    masses: Sequence[Any] | None = None,
+    a: Any = None,
+    loss: str = "square",
+    epsilon: float | Relative | None = None,
+    solver: str | Solver[Any] = "auto",
+    starts: int = 2,
+    tol: float = 1e-6,
+    max_iter: int = 50,
+    init: Any = None,
+    generator: torch.Generator | None = None,
+) -> GromovBarycentre:
+    r"""The structure of a given size nearest to several others, (a local minimum of) the mean of their values.
+
+    .. math:: \min_C \sum_s w_s\, \mathrm{GW}(C, C_s)
+
+    alternates between plans P_s and the best structure for these, C = sum_s w_s P_s C_s P_s^T / (a a^T), or the
+    exponential of that of the logarithms for the loss "kl". Plans start from those of the iteration before.
+
+    Args:
+        structures: spaces, each as for `gromov_wasserstein`.
+        size: n, the number of points of the barycentre.
+        weights: (S,) nonnegative, uniform when None; normalised.
+        cost: of the structures.
+        masses: of each space; uniform when None.
+        a: (n,) masses of the barycentre, positive; uniform when None.
+        loss, epsilon, solver: as for `gromov_wasserstein`.
+        starts: of each first problem.
+        tol: relative decrease of the value to stop at.
+        max_iter: iterations.
+        init: (n, n) structure to begin with; that of a random n points of the first space when None.
+        generator: of that choice and of random starts, on the CPU.
+
+    Raises:
+        InvalidInput: no structures, weights of another length or not of a measure, a size that is no count.
+
+    Complexity: that of a solve for each structure and iteration, and O(n m (n + m)).
+
+    Source: Peyré, Cuturi & Solomon (2016), Gromov-Wasserstein averaging of kernel and distance matrices.
+
+    Example:
+        >>> import torch
+        >>> square = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> found = gromov_barycentre([square, square + 3], 4, generator=torch.Generator().manual_seed(0))
+        >>> abs(float(found.value)) < 1e-9
+        True
+    """
+    if not structures:
+        refuse("structures", "at least one space", "none")
+    if not is_count(size) or not is_count(max_iter):
+        refuse("size and max_iter", "positive integers", f"{size!r} and {max_iter!r}")
+    read = [read_structure(x, cost, f"structures[{s}]") for s, x in enumerate(structures)]
+    kind, spaces = read[0][0], [CostMatrix(g.detach().to(torch.float64).tile()) for _, g in read]
+    share = weights_tensor(weights, len(spaces), "weights", spaces[0].cost)
+    share = share / share.sum()
+    shares = share.tolist()
+    given = [None] * len(spaces) if masses is None else list(masses)
+    if len(given) != len(spaces):
+        refuse("masses", f"one for each of the {len(spaces)} structures", f"{len(given)}")
+    own = weights_tensor(a, size, "a", spaces[0].cost)
+    if bool((own == 0).any()):
+        refuse("a", "positive masses", "a zero", "Ask for a smaller size.")
+    matrix = _first_structure(spaces[0].cost, size, generator) if init is None else CostMatrix(init).cost.double()
+    if matrix.shape != (size, size):
+        refuse("init", f"a matrix of shape {(size, size)}", f"shape {tuple(matrix.shape)}")
+    values: list[float] = []
+    solutions: list[GromovSolution] = []
+    for _ in range(max_iter):
+        solutions = [
+            gromov_wasserstein(
+                CostMatrix(matrix),
+                space,
+                a=own,
+                b=b,
+                loss=loss,
+                epsilon=epsilon,
+                solver=solver,
+                starts=solutions[s].plan if solutions else starts,
+                generator=generator,
+            )
+            for s, (space, b) in enumerate(zip(spaces, given))
+        ]
+        values.append(sum(w * float(solution.value) for w, solution in zip(shares, solutions)))
+        total = torch.zeros_like(matrix)
+        for w, space, solution in zip(shares, spaces, solutions):
+            P = dense(solution.plan)
+            total = total + w * (P @ (space.cost if loss == "square" else space.cost.log()) @ P.mT)
+        total = total / torch.outer(own, own)
+        if (len(values) > 1 and values[-2] - values[-1] <= tol * abs(values[-1])) or values[-1] == 0:
+            break
+        matrix = total if loss == "square" else total.exp()
+    return GromovBarycentre(kind.array(matrix), kind.array(own.new_tensor(values[-1])), tuple(values), tuple(solutions))
+
+
+def _first_structure(matrix: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """That of some of the points of a space, each as often as needed."""
+    index = torch.cat([torch.randperm(len(matrix), generator=generator) for _ in range(-(-size // len(matrix)))])[:size]
+    index = index.to(matrix.device)
+    return matrix[index][:, index]

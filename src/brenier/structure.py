@@ -140,7 +140,7 @@ class Quadratic(Problem):
         out = super().with_tensors(*tensors[:-own])
         rest = iter(tensors[-own:])
         x, y = (side.with_tensors(*(next(rest) for _ in side.tensors)) for side in (self.x, self.y))
-        return replace(out, x=x, y=y)  # type: ignore[return-value]
+        return replace(out, x=x, y=y)
 
 
 class Linear(NamedTuple):
@@ -218,7 +218,7 @@ class Form:
                 if side.shape[0] ** 2 > _DENSE_LIMIT and not isinstance(side, CostMatrix):
                     refuse(name, f"at most {math.isqrt(_DENSE_LIMIT):,} points for a matrix that must be formed",
                            f"{side.shape[0]:,}",
-                           "Use cost='sqeuclidean' for points, or brenier.quantized_gromov_wasserstein.")  # fmt: skip
+                           "Use cost='sqeuclidean' for points.")  # fmt: skip
             self._C, self._D = (side.to(torch.float64).tile() for side in (problem.x, problem.y))
             self.A = self._C
             self.B = 2 * self._D if self.square else self._D.log()
@@ -258,7 +258,7 @@ class Form:
     # -- costs --------------------------------------------------------------------------------------------------
 
     def half(self, moments: Moments, exact: bool = False) -> Linear:
-        """half(P); with `exact` by the marginals of P itself where those of the problem are exact as well."""
+        """The linear cost whose value at P is the structure term; with `exact` by the marginals of P itself where those of the problem are exact as well."""
         p, q, body = moments
         row = self._row_a if self._row_a is not None and not exact else self._rows(p)
         col = self._col_b if self._col_b is not None and not exact else self._cols(q)
@@ -345,7 +345,7 @@ def _squared(phi: Tensor, A: Tensor, p: Tensor) -> Tensor:
 
 
 def _factors(side: Geometry) -> tuple[Tensor, Tensor] | None:
-    """phi (n, r) and A (r, r) with C = phi A phi^T, in float64; None for what is not a cloud against itself."""
+    """Phi (n, r) and A (r, r) with C = phi A phi^T, in float64; None for what is not a cloud against itself."""
     if not isinstance(side, PointCloud) or not (side.x is side.y or torch.equal(side.x, side.y)):
         return None
     parts = side.to(torch.float64).factors()

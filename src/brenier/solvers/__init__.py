@@ -19,6 +19,7 @@ from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 from .structure.gradient import ConditionalGradient
 from .structure.mirror import Mirror, Proximal
+from .structure.quantized import Quantized
 from .structure.solution import GromovSolution, StructureCertificate
 from .structure.starts import MultiStart
 
@@ -48,6 +49,7 @@ __all__ = [
     "OverRelaxation",
     "Plain",
     "Proximal",
+    "Quantized",
     "Relaxation",
     "Schedule",
     "Sinkhorn",

@@ -67,7 +67,9 @@ def third_lower_bound(problem: Quadratic) -> Bound:
         b = b * (mass / b.sum())
         even = n == m and n <= _EXACT and bool((a == a[0]).all()) and bool((b == b[0]).all())
         bins = n if even else _BINS
-        u, v = (_quantiles(side.to(torch.float64).tile(), w / mass, bins) for side, w in ((problem.x, a), (problem.y, b)))
+        u, v = (
+            _quantiles(side.to(torch.float64).tile(), w / mass, bins) for side, w in ((problem.x, a), (problem.y, b))
+        )
         if problem.loss == "square":
             cost = torch.cdist(u, v).square() / bins
         else:

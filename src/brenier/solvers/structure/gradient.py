@@ -85,8 +85,7 @@ class ConditionalGradient(Solver[GradientState]):
     def init(self, problem: Problem) -> GradientState:
         form, plan, moments, half, scale = begin(problem, self.start)
         if kind_of_partial(problem) and self.start is None:
-            mass = problem.marginals[0].total(problem.sides[0]).double()
-            moments = form.product(form.a * (mass / form.a.sum()), form.b)
+            moments = form.product(form.a * (_part(problem).to(form.a) / form.a.sum()), form.b)
             half = form.half(moments)
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
         return GradientState(form, plan, moments, half, form.energy(moments, half), scale, f, g, float("inf"))
@@ -137,6 +136,13 @@ def _told(form: Form) -> str:
     return "factored" if form.factored else "dense"
 
 
+def _part(problem: Problem) -> Tensor:
+    """The mass of the plans of a partial problem."""
+    mass = problem.marginals[0].total(problem.sides[0])
+    assert mass is not None
+    return mass
+
+
 def kind_of_partial(problem: Problem) -> bool:
     """Whether both sides are `Partial`."""
     return all(isinstance(p, Partial) for p in problem.marginals)
@@ -165,15 +171,15 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[S
     if len(problem.a) <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
     solution = run(linear, solver, warn=False)
-    plan, f, g = solution.plan, solution.f, solution.g
-    assert isinstance(plan, SparsePlan)
-    return plan, f, g
+    vertex = solution.plan
+    assert isinstance(vertex, SparsePlan)
+    return vertex, solution.f, solution.g
 
 
 def _least_part(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
     """With a dustbin on each side that takes what stays behind: an exact problem of n + 1 and m + 1 points."""
     cost, (n, m) = geometry.tile(), geometry.shape
-    mass = problem.marginals[0].total(problem.sides[0])
+    mass = _part(problem)
     wide = cost.new_zeros(n + 1, m + 1)
     wide[:n, :m] = cost
     wide[n, m] = 2 * (cost.amax() - cost.amin()) + cost.abs().amax() + 1  # no mass from bin to bin

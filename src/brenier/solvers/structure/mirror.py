@@ -110,9 +110,7 @@ class _Descent(Solver[MirrorState]):
             if state.settled and settled:  # a step too long for a form that is not concave: shorter ones from here on
                 return state._replace(damping=max(2 * damping, base))
             tight = True  # or the values were those of plans that miss their marginals
-        return MirrorState(
-            form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, tight, settled
-        )
+        return MirrorState(form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, tight, settled)
 
     @staticmethod
     def _constant(problem: Any, state: MirrorState) -> Tensor:

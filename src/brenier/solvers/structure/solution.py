@@ -272,4 +272,3 @@ def inner_of_ratio(form: Form, plan: GibbsPlan) -> Tensor:
     exact = GibbsPlan(plan._exact.to(torch.float64), plan.F.double(), plan.G.double(), plan.epsilon.double())
     r, cost = exact.moments()
     return (cost.sum() - (r * f).sum() - (exact.col_sums() * g).sum()) / exact.epsilon
-
