@@ -258,7 +258,10 @@ class Form:
     # -- costs --------------------------------------------------------------------------------------------------
 
     def half(self, moments: Moments, exact: bool = False) -> Linear:
-        """The linear cost whose value at P is the structure term; with `exact` by the marginals of P itself where those of the problem are exact as well."""
+        """The linear cost with <half(P), P> the structure term.
+
+        With `exact`, by the marginals of P itself also where those of the problem are exact.
+        """
         p, q, body = moments
         row = self._row_a if self._row_a is not None and not exact else self._rows(p)
         col = self._col_b if self._col_b is not None and not exact else self._cols(q)

@@ -35,6 +35,7 @@ class StructureCertificate(Certificate):
         primal: the objective without entropy of the plan, rounded onto its marginals where both are exact.
         dual: a lower bound: Mémoli's third or first, or zero where the marginals are not exact.
         bound: which one.
+        scale: the objective of a ⊗ b.
         stationarity: the largest first-order gain of any move from the plan to another, max_V <grad, P - V>, or a bound
             of it: the Frank-Wolfe gap, with entropy and penalties, in units of the objective and to the accuracy of
             the marginals. NaN for quadratic penalties.
@@ -46,7 +47,7 @@ class StructureCertificate(Certificate):
     @property
     def guarantee(self) -> str:
         """What the certificate claims, in words."""
-        if float(self.relative_gap) <= 1e-9:
+        if float(self.gap) <= 1e-9 * float(self.scale):
             return "global optimum"
         return f"stationary point to {float(self.stationarity):.3g}; {self.bound}"
 
