@@ -153,7 +153,8 @@ class Mirror(_Descent):
     for the entropy, as for squared Euclidean distances; where a step would raise it, lambda grows and makes the steps
     shorter. Each linear problem starts from the potentials of the last, and is solved only as well as the plan still
     changes. Any pair of marginals; `KL(rho)` is quadratic, and the iteration alternates between two plans of equal
-    mass that are the same in the limit.
+    mass that are the same in the limit. Where rho is small against the loss, the best plan may have no mass at all: the
+    status is then `DIVERGED`, and a larger rho the cure.
 
     Args:
         tol: relative change of the plan in a step to stop at: sum |P - P_k| over the mass, or that of the moments.
