@@ -50,8 +50,8 @@ class ConditionalGradient(Solver[GradientState]):
     other masses, warm-started by the potentials of the one before, a minimum in each row for (Exact(), Free()), and a
     dustbin for `Partial(mass)` on both sides. The gap <grad E(P), P - V> bounds the first-order gain, and is zero at
     stationary points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1,
-    the plans are vertices, and a few iterations end it; otherwise the gap falls like 1 / k. One product of structures an
-    iteration.
+    the plans are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures
+    an iteration.
 
     Args:
         tol: gap to stop at, relative to the objective of a ⊗ b.

@@ -16,6 +16,7 @@ from ...problem import Problem
 from ...solution import Status
 from ...structure import Form, Linear, Moments, inner, logarithmic, quadratic_kl
 from ..base import Outcome, Solver, check_number, run
+from ..entropic.hybrid import SinkhornNewton
 from ..entropic.schedule import Fixed, Halving
 from ..entropic.sinkhorn import Sinkhorn
 from ..entropic.start import Given, Zeros
@@ -42,8 +43,8 @@ class MirrorState(NamedTuple):
     scale: float
     damping: float  # weight of KL(P | last P)
     change: float  # of the plan in the last step, relative
-    tight: bool  # whether linear problems are solved to the last digit that counts from here on
-    settled: bool  # whether the last one was
+    loosest: float  # tolerance of the linear problems from here on
+    settled: bool  # whether the last one was solved to the last digit that counts
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Descent(Solver[MirrorState]):
         ratio = Linear(*(torch.zeros_like(t) for t in half))
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
         damping, far = self._damping(problem, scale), float("inf")
-        return MirrorState(form, None, moments, half, ratio, f, g, far, scale, damping, far, False, False)
+        return MirrorState(form, None, moments, half, ratio, f, g, far, scale, damping, far, _LOOSE, False)
 
     def step(self, problem: Problem, state: MirrorState) -> MirrorState:
         form, given = state.form, quadratic(problem)
@@ -87,10 +88,13 @@ class _Descent(Solver[MirrorState]):
         epsilon = torch.tensor(strength, dtype=torch.float64, device=form.a.device)
         linear = Problem(form.geometry(cost), form.a, form.b, marginals, epsilon)
         least = _SHARE * self.tol
-        tol = least if state.tight else min(_LOOSE, max(least, _SHARE * state.change))
+        tol = max(least, min(state.loosest, _SHARE * state.change))
         cold = state.plan is None
-        solver = Sinkhorn(tol=tol, max_iter=self.inner_max_iter, schedule=Halving() if cold else Fixed(),
-                          start=Zeros() if cold else Given(state.f, state.g))  # fmt: skip
+        start = Zeros() if cold else Given(state.f, state.g)
+        schedule = Halving() if cold else Fixed()
+        solver: Solver[Any] = Sinkhorn(tol=tol, max_iter=self.inner_max_iter, schedule=schedule, start=start)
+        if linear.balanced and bool((form.a > 0).all() & (form.b > 0).all()):
+            solver = SinkhornNewton(tol=tol, max_iter=self.inner_max_iter, sinkhorn=solver)  # type: ignore[arg-type]
         solution = run(linear, solver, warn=False)
         plan, f, g = solution.plan, solution.f, solution.g
         assert isinstance(plan, GibbsPlan)
@@ -105,12 +109,14 @@ class _Descent(Solver[MirrorState]):
         value = float(objective(form, moments, half, ratio))
         settled = tol <= least and solution.status.ok
         change = float((moments.body - state.moments.body).abs().sum() / moments.body.abs().sum())
-        tight, damping = state.tight or tol <= least, state.damping
+        loosest, damping = state.loosest, state.damping
         if value > state.value + _RISE * least * state.scale and not given.soft:
             if state.settled and settled:  # a step too long for a form that is not concave: shorter ones from here on
                 return state._replace(damping=max(2 * damping, base))
-            tight = True  # or the values were those of plans that miss their marginals
-        return MirrorState(form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, tight, settled)
+            loosest = _SHARE * tol  # or the values were those of plans that miss their marginals
+        return MirrorState(
+            form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, loosest, settled
+        )
 
     @staticmethod
     def _constant(problem: Any, state: MirrorState) -> Tensor:
