@@ -326,7 +326,7 @@ def dense(plan: Plan) -> Tensor:
         flat.index_add_(0, plan.rows * plan.shape[1] + plan.cols, plan.mass.double())
         return flat.reshape(plan.shape)
     F, G, epsilon = plan.F.double(), plan.G.double(), plan.epsilon.double()  # type: ignore[attr-defined]
-    exact = getattr(plan, "_exact", geometry).to(torch.float64)
+    exact = getattr(plan, "_exact", geometry)
     return ((F.unsqueeze(1) + G - exact.tile()) / epsilon).exp()
 
 

@@ -206,7 +206,7 @@ def test_casts_views_and_copies(name: str) -> None:
     assert_close(geometry.T.T.tile(), C, 1e-9, atol=1e-9)
     assert_close(geometry.T.to(torch.float64).tile(), np.swapaxes(C, -1, -2), 1e-9, atol=1e-9)
     assert not any(t.requires_grad for t in geometry.detach().tensors)
-    assert type(geometry).__name__.strip("_") in ("PointCloud", "CostMatrix", "Grid", "Transposed")
+    assert type(geometry).__name__.strip("_") in ("PointCloud", "CostMatrix", "Factored", "Grid", "Transposed")
     assert "(" in repr(geometry)
 
 

@@ -144,8 +144,8 @@ class _Descent(Solver[MirrorState]):
 
     def finish(self, problem: Problem, state: MirrorState) -> Outcome:
         assert state.plan is not None
-        plan = state.plan
-        plan.geometry = plan.geometry.to(problem.a.dtype)  # what users see; it computes in float64
+        p = state.plan
+        plan = GibbsPlan(p.geometry.to(problem.a.dtype), p.F, p.G, p.epsilon, p.geometry)
         return Outcome(plan, state.f, state.g, {"change": state.change, "damping": state.damping})
 
 
