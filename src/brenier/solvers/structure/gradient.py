@@ -66,7 +66,7 @@ class ConditionalGradient(Solver[GradientState]):
 
     name: ClassVar[str] = "conditional-gradient"
     quadratic: ClassVar[bool] = True
-    tol: float = 1e-5
+    tol: float = 1e-7
     max_iter: int = 1000
     start: Plan | None = None
 
