@@ -72,7 +72,7 @@ def gromov_wasserstein(
     loss between distances.
 
     Args:
-        x, y: two spaces, each in one of these forms. Points (*, d) in any dimension, also AnnData (its X); a graph, as
+        x, y: two spaces, each in one of these forms. Points (n, d) in any dimension, also AnnData (its X); a graph, as
             a networkx graph or a SciPy sparse adjacency matrix; a square matrix with cost="precomputed"; or a
             geometry of the points among themselves, `CostMatrix(C)` or `PointCloud(x)`.
         a, b: masses (n,) and (m,); uniform with total 1 when None.
