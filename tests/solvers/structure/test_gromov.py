@@ -496,3 +496,11 @@ def test_refusals_of_the_barycentre() -> None:
         brenier.gromov_barycentre([C], 3, init=np.ones((4, 4)))
     with pytest.raises(InvalidInput, match="masses: expected one for each"):
         brenier.gromov_barycentre([C], 3, masses=[])
+
+
+def test_a_callback_ends_the_starts_with_the_best_so_far() -> None:
+    x, y = cloud(30), cloud(30, 3, 1)
+    solution = gromov_wasserstein(x, y, starts=100_000, callback=lambda start, state: start == 3)
+    assert len(solution.stats["values"]) == 3
+    assert_close(solution.value, min(solution.stats["values"]), 1e-12)
+    assert_close(solution.plan.row_sums(), torch.full((30,), 1 / 30, dtype=torch.float64), atol=1e-12)
