@@ -12,6 +12,7 @@ from .api import assign, solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
 from .geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
+from .gromov import gromov_barycentre, gromov_wasserstein
 from .marginals import KL, TV, Exact, Free, Marginal, Partial, Slack
 from .plan import Plan
 from .problem import Problem, Relative
@@ -54,5 +55,7 @@ __all__ = [
     "__version__",
     "assign",
     "barycentre",
+    "gromov_barycentre",
+    "gromov_wasserstein",
     "solve",
 ]

@@ -199,12 +199,16 @@ def _check_count(name: str, value: Any) -> None:
 class GibbsPlan(Plan):
     """P_ij = exp((F_i + G_j - c_ij) / eps), with the marginals absorbed: F = f + eps log a.
 
-    F, G and epsilon may be kept in float64 under a float32 geometry; what users receive has the geometry's dtype.
+    F, G and epsilon may be kept in float64 under a float32 geometry; what users receive has the geometry's dtype. Where
+    the cost itself is known better than in that dtype, it is `exact`.
     """
 
-    def __init__(self, geometry: Geometry, F: Tensor, G: Tensor, epsilon: Tensor) -> None:
+    def __init__(
+        self, geometry: Geometry, F: Tensor, G: Tensor, epsilon: Tensor, exact: Geometry | None = None
+    ) -> None:
         self.geometry, self.F, self.G, self.epsilon = geometry, F, G, epsilon
-        self._exact = geometry if geometry.dtype == F.dtype else geometry.to(F.dtype)
+        exact = geometry if exact is None else exact
+        self._exact = exact if exact.dtype == F.dtype else exact.to(F.dtype)
         self.shape = geometry.shape
         self.batch_shape = F.shape[:-1]
 
@@ -224,13 +228,14 @@ class GibbsPlan(Plan):
     def scaled(self, u: Tensor | None = None, v: Tensor | None = None) -> GibbsPlan:
         F = self.F if u is None else self.F + self._per_line() * u.log()
         G = self.G if v is None else self.G + self._per_line() * v.log()
-        return GibbsPlan(self.geometry, F, G, self.epsilon)
+        return GibbsPlan(self.geometry, F, G, self.epsilon, self._exact)
 
     def _transpose(self) -> GibbsPlan:
-        return GibbsPlan(self.geometry.T, self.G, self.F, self.epsilon)
+        return GibbsPlan(self.geometry.T, self.G, self.F, self.epsilon, self._exact.T)
 
     def to(self, dtype: torch.dtype) -> GibbsPlan:
-        return GibbsPlan(self.geometry.to(dtype), self.F.to(dtype), self.G.to(dtype), self.epsilon.to(dtype))
+        F, G, epsilon = (t.to(dtype) for t in (self.F, self.G, self.epsilon))
+        return GibbsPlan(self.geometry.to(dtype), F, G, epsilon, self._exact.to(dtype))
 
     def _entries(self, max_per_row: int | None, threshold: float) -> Entries:
         epsilon = float(self.epsilon.detach())

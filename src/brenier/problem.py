@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ class Problem:
         parts = (*self.geometry.tensors, self.a, self.b, *left.parameters, *right.parameters)
         return parts if self.epsilon is None else (*parts, self.epsilon)
 
-    def with_tensors(self, *tensors: Tensor) -> Problem:
+    def with_tensors(self, *tensors: Tensor) -> Self:
         """The same problem on other tensors (a cast, a detached copy)."""
         left, right = self.marginals
         rest = iter(tensors)
@@ -182,11 +182,11 @@ class Problem:
             epsilon=None if self.epsilon is None else next(rest),
         )
 
-    def detach(self) -> Problem:
+    def detach(self) -> Self:
         """The same problem without gradient history."""
         return self.with_tensors(*(t.detach() for t in self.tensors))
 
-    def double(self) -> Problem:
+    def double(self) -> Self:
         """The same problem in float64."""
         out = self.with_tensors(*(t.double() for t in self.tensors))
         if self.balanced:

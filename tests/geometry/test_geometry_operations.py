@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from brenier import CostMatrix, Geometry, Grid, PointCloud
+from brenier.geometry import Factored
 from brenier.kernels.reference import memory_budget
 from problems import COSTS, array, assert_close, cloud, rng
 
@@ -50,6 +51,10 @@ def _cases() -> dict[str, Case]:
     C = rng(12).normal(size=(2, 5, 6))
     out["CostMatrix, batch"] = Case(CostMatrix(C), C)
     out["CostMatrix, one row"] = Case(CostMatrix(C[0, :1]), C[0, :1])
+    h, k, u, v = cloud(5, 1, 13, 2)[..., 0], cloud(6, 1, 14, 2)[..., 0], cloud(5, 3, 15, 2), cloud(6, 3, 16, 2)
+    low_rank = array(h)[..., :, None] + array(k)[..., None, :] - array(u) @ array(v).swapaxes(-1, -2)
+    out["Factored, batch"] = Case(Factored(h, k, u, v), low_rank)
+    out["Factored"] = Case(Factored(h[0], k[0], u[0], v[0]), low_rank[0])
     out["Grid, one axis"] = _grid(([0.0, 0.5, 2.0],), 2.0)
     out["Grid, two axes"] = _grid(([0.0, 0.5, 2.0], [0.0, 1.0]), 2.0)
     out["Grid, three axes, p = 1"] = _grid(([0.0, 0.5], [0.0], [3.0, 1.0, 2.0]), 1.0)
@@ -201,7 +206,7 @@ def test_casts_views_and_copies(name: str) -> None:
     assert_close(geometry.T.T.tile(), C, 1e-9, atol=1e-9)
     assert_close(geometry.T.to(torch.float64).tile(), np.swapaxes(C, -1, -2), 1e-9, atol=1e-9)
     assert not any(t.requires_grad for t in geometry.detach().tensors)
-    assert type(geometry).__name__.strip("_") in ("PointCloud", "CostMatrix", "Grid", "Transposed")
+    assert type(geometry).__name__.strip("_") in ("PointCloud", "CostMatrix", "Factored", "Grid", "Transposed")
     assert "(" in repr(geometry)
 
 

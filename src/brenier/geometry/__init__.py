@@ -2,6 +2,7 @@
 
 from .base import Geometry
 from .blocksparse import BlockSparse, ClusteredCloud
+from .factored import Factored
 from .grid import Grid
 from .line import CircleCloud, LineCloud
 from .matrix import CostMatrix
@@ -13,6 +14,7 @@ __all__ = [
     "CircleCloud",
     "ClusteredCloud",
     "CostMatrix",
+    "Factored",
     "Geometry",
     "Grid",
     "LineCloud",

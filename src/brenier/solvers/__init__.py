@@ -32,6 +32,11 @@ from .gaussian.mixture import (
 from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
+from .structure.gradient import ConditionalGradient
+from .structure.mirror import Mirror, Proximal
+from .structure.quantized import Quantized
+from .structure.solution import GromovSolution, StructureCertificate
+from .structure.starts import MultiStart
 
 __all__ = [
     "LBFGS",
@@ -44,6 +49,7 @@ __all__ = [
     "BarycentreSolution",
     "Bregman",
     "Circle",
+    "ConditionalGradient",
     "DualAscent",
     "Fixed",
     "FreeSupport",
@@ -54,17 +60,22 @@ __all__ = [
     "GaussianStart",
     "Given",
     "GridFlow",
+    "GromovSolution",
     "Halving",
     "Matching",
     "Method",
+    "Mirror",
     "MixturePlan",
     "Monotone",
+    "MultiStart",
     "Multiscale",
     "NetworkSimplex",
     "Newton",
     "NewtonPath",
     "OverRelaxation",
     "Plain",
+    "Proximal",
+    "Quantized",
     "Relaxation",
     "Schedule",
     "Sinkhorn",
@@ -73,6 +84,7 @@ __all__ = [
     "SortingStart",
     "SparseNewton",
     "Start",
+    "StructureCertificate",
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Zeros",

@@ -21,6 +21,7 @@ from ..errors import NotConverged, NotConvergedWarning, refuse
 from ..plan import Plan
 from ..problem import Problem
 from ..solution import Solution, Status
+from ..structure import Quadratic
 
 __all__ = ["Outcome", "Solver", "run", "time_is_up"]
 
@@ -65,6 +66,7 @@ class Solver(ABC, Generic[State]):
 
     name: ClassVar[str]
     regularized: ClassVar[bool] = False  # whether it takes a problem with a regularizer, and only such
+    quadratic: ClassVar[bool] = False  # whether it takes a `Quadratic`, and only such
     max_iter: int = 1
 
     def __post_init__(self) -> None:
@@ -123,6 +125,7 @@ def run(
     progress: bool = False,
     callback: Callable[[int, Any], bool | None] | None = None,
     timeout: float | None = None,
+    answer: type[Solution] = Solution,
 ) -> Solution:
     """Run a solver on a problem and put the answer together.
 
@@ -137,6 +140,7 @@ def run(
         progress: show a progress bar.
         callback: called as `callback(iteration, state)` after each step; a true answer stops the solve.
         timeout: seconds of wall time after which the solve ends with the best so far; at least one step is made.
+        answer: the kind of solution to return.
 
     Raises:
         InvalidInput: the solver cannot take the problem, or the timeout is not positive.
@@ -144,7 +148,7 @@ def run(
     """
     if timeout is not None:
         check_number("timeout", timeout)
-    _check_regularizer(problem, solver)
+    _check_terms(problem, solver)
     solver.check(problem)
     adjoint.check(problem)
     start = time.perf_counter()
@@ -178,7 +182,7 @@ def run(
         "epsilon": None if fixed.epsilon is None else _number(fixed.epsilon),
         **stats,
     }
-    solution = Solution(problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind)
+    solution = answer(problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind)
     if not solution.status.ok:
         failed = sum(not s.ok for s in statuses)
         message = f"{solver.name}: {solution.status.value} (after {stats['n_iter']} iterations"
@@ -233,7 +237,11 @@ def _map(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
     return function(first, *others) if isinstance(first, Tensor) and first.dim() else last
 
 
-def _check_regularizer(problem: Problem, solver: Solver[Any]) -> None:
+def _check_terms(problem: Problem, solver: Solver[Any]) -> None:
+    if solver.quadratic != isinstance(problem, Quadratic):
+        kinds = ("a linear problem", "a Quadratic")
+        cure = "Use Mirror(), Proximal() or ConditionalGradient()." if not solver.quadratic else "Use solve(...)."
+        refuse(solver.name, kinds[solver.quadratic], kinds[not solver.quadratic], cure)
     given = problem.regularizer
     if solver.regularized and given is None:
         refuse(solver.name, "a problem with a regularizer", "none", "Give regularizer=SquaredNorm(gamma, k).")

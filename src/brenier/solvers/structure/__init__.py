@@ -1,0 +1,1 @@
+"""Solvers of quadratic problems: plans between spaces that are known by their inner structure."""

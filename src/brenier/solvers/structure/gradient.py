@@ -1,0 +1,206 @@
+"""Conditional gradients: exact linear problems, one after the other, with an exact line search between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import refuse
+from ...geometry import CostMatrix, Geometry
+from ...marginals import Exact, Free, Partial
+from ...plan import Plan, SparsePlan
+from ...problem import Problem
+from ...solution import Status
+from ...structure import Form, Linear, Moments, inner
+from ..base import Outcome, Solver, check_number, run
+from ..exact.assignment import Assignment, permutes
+from ..exact.simplex import NetworkSimplex
+from .common import begin, check_plan, quadratic, sparse
+
+__all__ = ["ConditionalGradient", "GradientState", "least"]
+
+# Points up to which a permutation is found faster by augmenting paths than by the network simplex.
+_PATHS = 1_400
+
+
+class GradientState(NamedTuple):
+    """A plan and what the form makes of it, with the potentials of the last linear problem."""
+
+    form: Form
+    plan: Plan | None  # in factors only, where the moments do not tell the entries; None for a ⊗ b
+    moments: Moments
+    half: Linear
+    energy: Tensor
+    scale: float
+    f: Tensor
+    g: Tensor
+    error: float
+
+
+@dataclass(frozen=True)
+class ConditionalGradient(Solver[GradientState]):
+    r"""Frank-Wolfe: move towards the vertex that the gradient points to, as far as the objective falls.
+
+        V = argmin <grad E(P), V>,    P <- P + t (V - P),    t = argmin E(P + t (V - P)) in [0, 1],
+
+    for problems without epsilon. The linear problems are exact: `Assignment` for permutations, `NetworkSimplex` for
+    other masses, warm-started by the potentials of the one before, a minimum in each row for (Exact(), Free()), and a
+    dustbin for `Partial(mass)` on both sides. The gap <grad E(P), P - V> bounds the first-order gain, and is zero at
+    stationary points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1,
+    the plans are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures
+    an iteration.
+
+    Args:
+        tol: gap to stop at, relative to the objective of a ⊗ b.
+        max_iter: linear problems.
+        start: a plan to begin with; a ⊗ b when None.
+
+    Reference:
+        Vayer, Chapel, Flamary, Tavenard & Courty (2019), Optimal transport for structured data; Chapel, Alaya & Gasso
+        (2020), Partial optimal transport with applications on positive-unlabeled learning; Vincent-Cuaz et al. (2022),
+        Semi-relaxed Gromov-Wasserstein divergence.
+    """
+
+    name: ClassVar[str] = "conditional-gradient"
+    quadratic: ClassVar[bool] = True
+    tol: float = 1e-7
+    max_iter: int = 1000
+    start: Plan | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("tol", self.tol)
+
+    def check(self, problem: Problem) -> None:
+        if problem.epsilon is not None:
+            refuse(self.name, "no epsilon", f"epsilon={problem.epsilon.tolist()}", "Use Mirror().")
+        kinds = tuple(type(p) for p in problem.marginals)
+        if kinds not in ((Exact, Exact), (Exact, Free), (Free, Exact), (Partial, Partial)):
+            expected = "exact marginals, an exact and a free one, or Partial(mass) on both sides"
+            refuse(self.name, expected, str(problem.marginals), "Give an epsilon for others.")
+        check_plan("start", self.start, problem)
+
+    def init(self, problem: Problem) -> GradientState:
+        form, plan, moments, half, scale = begin(problem, self.start)
+        if kind_of_partial(problem) and self.start is None:
+            moments = form.product(form.a * (_part(problem).to(form.a) / form.a.sum()), form.b)
+            half = form.half(moments)
+        f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
+        return GradientState(form, plan, moments, half, form.energy(moments, half), scale, f, g, float("inf"))
+
+    def step(self, problem: Problem, state: GradientState) -> GradientState:
+        form = state.form
+        gradient = form.gradient(state.half)
+        geometry = form.geometry(gradient)
+        vertex, f, g = least(replace(quadratic(problem), a=form.a, b=form.b), geometry, state.f, state.g)
+        moments = form.moments(vertex)
+        gap = float(inner(gradient, state.moments) - inner(gradient, moments))
+        state = state._replace(f=f, g=g, error=max(gap, 0.0) / state.scale)
+        if state.error <= self.tol:
+            return state
+        half = form.half_of(vertex, moments)
+        move, turn = moments.plus(state.moments, -1), half.plus(state.half, -1)
+        curvature = form.alpha * float(inner(turn, move))
+        # E(P + t D) = E(P) - gap t + curvature t^2
+        t = min(1.0, gap / (2 * curvature)) if curvature > 0 else 1.0
+        if state.plan is None and form.factored:
+            t = 1.0  # a ⊗ b has too many entries to be kept
+        if t == 1:
+            return state._replace(plan=vertex, moments=moments, half=half, energy=form.energy(moments, half))
+        plan = _between(problem, state.plan, vertex, t) if form.factored else None
+        moments, half = state.moments.plus(move, t), state.half.plus(turn, t)
+        return state._replace(plan=plan, moments=moments, half=half, energy=form.energy(moments, half))
+
+    def terminate(self, problem: Problem, state: GradientState) -> tuple[Status, ...] | None:
+        return self.verdict(problem, state) if state.error <= self.tol else None
+
+    def verdict(self, problem: Problem, state: GradientState) -> tuple[Status, ...]:
+        return (Status.CONVERGED if state.error <= self.tol else Status.MAX_ITER,)
+
+    def error(self, state: GradientState) -> float:
+        return state.error
+
+    def finish(self, problem: Problem, state: GradientState) -> Outcome:
+        form = state.form
+        plan = state.plan if form.factored and state.plan is not None else None
+        found = sparse(state.moments.body, problem) if plan is None else plan
+        assert isinstance(found, SparsePlan)
+        geometry = form.geometry(form.gradient(state.half)).to(problem.a.dtype)
+        found = SparsePlan(geometry, found.rows, found.cols, found.mass)
+        return Outcome(found, state.f, state.g, {"stationarity": state.error, "linear_geometry": _told(form)})
+
+
+def _told(form: Form) -> str:
+    return "factored" if form.factored else "dense"
+
+
+def _part(problem: Problem) -> Tensor:
+    """The mass of the plans of a partial problem."""
+    mass = problem.marginals[0].total(problem.sides[0])
+    assert mass is not None
+    return mass
+
+
+def kind_of_partial(problem: Problem) -> bool:
+    """Whether both sides are `Partial`."""
+    return all(isinstance(p, Partial) for p in problem.marginals)
+
+
+def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
+    """The vertex of least linear cost among the plans of a problem, and its potentials.
+
+    Args:
+        problem: with masses in float64; its own cost is not looked at.
+        geometry: the linear cost.
+        f, g: potentials to start from.
+    """
+    left, right = problem.marginals
+    if isinstance(right, Free):
+        f, cols = geometry.cmin(torch.zeros_like(problem.b))
+        rows = torch.arange(len(cols), device=cols.device)
+        return SparsePlan(geometry, rows, cols, problem.a), f, torch.zeros_like(problem.b)
+    if isinstance(left, Free):
+        plan, g, f = least(replace(problem, a=problem.b, b=problem.a, marginals=(right, left)), geometry.T, g, f)
+        return SparsePlan(geometry, plan.cols, plan.rows, plan.mass), f, g
+    if kind_of_partial(problem):
+        return _least_part(problem, geometry, f, g)
+    linear = Problem(geometry, problem.a, problem.b)
+    solver: Solver[Any] = NetworkSimplex(f=f, g=g)
+    if len(problem.a) <= _PATHS and permutes(linear):
+        solver = Assignment(g=g)
+    solution = run(linear, solver, warn=False)
+    vertex = solution.plan
+    assert isinstance(vertex, SparsePlan)
+    return vertex, solution.f, solution.g
+
+
+def _least_part(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
+    """With a dustbin on each side that takes what stays behind: an exact problem of n + 1 and m + 1 points."""
+    cost, (n, m) = geometry.tile(), geometry.shape
+    mass = _part(problem)
+    wide = cost.new_zeros(n + 1, m + 1)
+    wide[:n, :m] = cost
+    wide[n, m] = 2 * (cost.amax() - cost.amin()) + cost.abs().amax() + 1  # no mass from bin to bin
+    a = torch.cat([problem.a, (problem.b.sum() - mass).clamp(min=0).reshape(1)])
+    b = torch.cat([problem.b, (problem.a.sum() - mass).clamp(min=0).reshape(1)])
+    solution = run(Problem(CostMatrix(wide), a, b * (a.sum() / b.sum())), NetworkSimplex(), warn=False)
+    plan = solution.plan
+    assert isinstance(plan, SparsePlan)
+    keep = (plan.rows < n) & (plan.cols < m)
+    part = SparsePlan(geometry, plan.rows[keep], plan.cols[keep], plan.mass[keep])
+    # potentials of the bins are zero for a dual in the form of Partial
+    return part, solution.f[:n] + solution.g[m], solution.g[:m] + solution.f[n]
+
+
+def _between(problem: Problem, old: Plan | None, new: SparsePlan, t: float) -> SparsePlan:
+    """(1 - t) old + t new, by its entries."""
+    assert isinstance(old, SparsePlan)
+    m = problem.shape[1]
+    keys = torch.cat([old.rows * m + old.cols, new.rows * m + new.cols])
+    mass = torch.cat([(1 - t) * old.mass.double(), t * new.mass.double()])
+    keys, index = keys.unique(return_inverse=True)
+    total = mass.new_zeros(len(keys)).index_add_(0, index, mass)
+    return SparsePlan(problem.geometry, keys // m, keys % m, total)

@@ -1,0 +1,274 @@
+"""The answer to a quadratic problem: a stationary plan, and how far below the optimum may lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ...certificate import Certificate, certify
+from ...errors import refuse
+from ...geometry import CostMatrix, Factored, Geometry
+from ...marginals import Exact
+from ...plan import GibbsPlan, Plan, SparsePlan
+from ...problem import Problem
+from ...solution import Solution
+from ...structure import Form, Linear, Moments, Quadratic, inner
+from .bounds import lower_bound
+from .mirror import objective
+
+__all__ = ["GromovSolution", "StructureCertificate"]
+
+
+@dataclass(frozen=True)
+class StructureCertificate(Certificate):
+    """What is proved of a plan of a quadratic problem, in float64: bounds of the optimum, and how stationary it is.
+
+    `dual <= optimum <= primal` for the problem without entropy. The problem is not convex, so the bounds of a plan that
+    is optimal need not meet; a gap of zero proves global optimality. Where it is not zero, the plan is a stationary
+    point up to `stationarity`, and nothing better is claimed.
+
+    Attributes:
+        primal: the objective without entropy of the plan, rounded onto its marginals where both are exact.
+        dual: a lower bound: Mémoli's third or first, or zero where the marginals are not exact.
+        bound: which one.
+        scale: the objective of a ⊗ b.
+        stationarity: the largest first-order gain of any move from the plan to another, max_V <grad, P - V>, or a bound
+            of it: the Frank-Wolfe gap, with entropy and penalties, in units of the objective and to the accuracy of
+            the marginals. NaN for quadratic penalties.
+    """
+
+    bound: str
+    stationarity: Tensor
+
+    @property
+    def guarantee(self) -> str:
+        """What the certificate claims, in words."""
+        if float(self.gap) <= 1e-9 * float(self.scale):
+            return "global optimum"
+        return f"stationary point to {float(self.stationarity):.3g}; {self.bound}"
+
+    def __str__(self) -> str:
+        return (
+            f"optimum in [{float(self.dual):.10g}, {float(self.primal):.10g}] ({self.bound}), Frank-Wolfe gap "
+            f"{float(self.stationarity):.3g}, marginal errors {float(self.marginal_errors[0]):.3g} and "
+            f"{float(self.marginal_errors[1]):.3g}"
+        )
+
+
+class GromovSolution(Solution):
+    """What `gromov_wasserstein` returns: a `Solution` of a problem that is quadratic in the plan.
+
+    `plan.cost()` is the linear cost at the plan itself, f and g are the potentials of that linear problem. There is no
+    extension to new points, as the spaces share no cost; `plan.barycentric(y)` sends each point of x to the mean of
+    where its mass goes.
+
+    Attributes:
+        stats: as in `Solution`; `values` are those of all starts, and `bound` the lower bound if a start came with it.
+    """
+
+    problem: Quadratic
+
+    @cached_property
+    def _form(self) -> Form:
+        with torch.no_grad():
+            return Form(self.problem.detach())
+
+    @cached_property
+    def _state(self) -> tuple[Moments, Linear]:
+        with torch.no_grad():
+            moments = self._form.moments(self._solved[0])
+            return moments, self._form.half(moments, exact=True)
+
+    @cached_property
+    def _value(self) -> Tensor:
+        with torch.no_grad():
+            moments, half = self._state
+            value = objective(self._form, moments, half, None)
+            if self.problem.epsilon is not None:
+                value = value + self._entropy(moments)
+            return value
+
+    def _entropy(self, moments: Moments) -> Tensor:
+        """Eps KL(P | a ⊗ b), or its quadratic form."""
+        assert self.problem.epsilon is not None
+        whole, mass = self._form.a.sum() * self._form.b.sum(), moments.p.sum()
+        body = -inner_of_ratio(self._form, self._gibbs)
+        entropy = 2 * mass * body - mass**2 + whole**2 if self.problem.soft else body - mass + whole
+        return self.problem.epsilon.double() * entropy
+
+    @property
+    def _gibbs(self) -> GibbsPlan:
+        plan = self._solved[0]
+        assert isinstance(plan, GibbsPlan)
+        return plan
+
+    @property
+    def value(self) -> Any:
+        """What was minimised; differentiable in structures, features and masses, at a plan that is held fixed.
+
+        Exact at a stationary point, by the envelope theorem. Gradients in a and b are the potentials, up to a constant;
+        for problems with `KL(rho)` marginals masses carry none.
+        """
+        value = self._value.to(self.problem.a.dtype)
+        with torch.set_grad_enabled(self._grad):
+            if self._grad and any(t.requires_grad for t in self.problem.tensors):
+                surrogate = self._surrogate().to(value.dtype)
+                value = value + (surrogate - surrogate.detach())
+        return self.kind.array(value)
+
+    def _surrogate(self) -> Tensor:
+        """The objective at the plan as a constant, and the masses against their potentials."""
+        form, plan = Form(self.problem), self._solved[0]
+        moments = self._state[0]
+        if form.phi is not None and form.psi is not None:
+            right, left = plan._matmul(form.psi.detach()), plan._transpose()._matmul(form.phi.detach())
+            body = form.phi.mT @ right + left.mT @ form.psi  # phi^T P psi twice, with the derivatives of one
+            moments = moments._replace(body=body - moments.body)
+        value = form.energy(moments, form.half(moments, exact=True))
+        if not self.problem.soft:
+            sides = ((self.problem.a, self._solved[1]), (self.problem.b, self._solved[2]))
+            for (weights, potential), marginal in zip(sides, self.problem.marginals):
+                if isinstance(marginal, Exact):
+                    value = value + (weights.double() * torch.where(torch.isfinite(potential), potential, 0)).sum()
+        return value
+
+    @property
+    def structure_value(self) -> Any:
+        """Sum L(C_ii', D_jj') P_ij P_i'j', the Gromov-Wasserstein term alone, without alpha."""
+        moments, half = self._state
+        return self.kind.array(inner(half, moments).to(self.problem.a.dtype))
+
+    @cached_property
+    def linear_value(self) -> Any:
+        """<P, M>, the transport cost between features alone; zero without features."""
+        moments, features = self._state[0], self._form.features
+        value = moments.p.new_zeros(()) if features is None else inner(features, moments)
+        return self.kind.array(value.to(self.problem.a.dtype))
+
+    @cached_property
+    def dual_value(self) -> Any:
+        """The lower bound of the certificate, for the problem without entropy."""
+        return self.kind.array(self.certificate.dual.to(self.problem.a.dtype))
+
+    @cached_property
+    def certificate(self) -> StructureCertificate:
+        """Bounds on the optimum, gap, stationarity and marginal errors; computed when first asked."""
+        return self.certify()
+
+    def certify(self) -> StructureCertificate:
+        """Compute the certificate anew, in float64: the lower bound takes an exact linear problem."""
+        with torch.no_grad():
+            problem, form, plan = self.problem.detach(), self._form, self._solved[0].to(torch.float64)
+            bound = self.stats.get("bound") or lower_bound(problem)
+            moments, half = self._state
+            double = problem.double()
+            gap = self._first_order(form, moments, form.gradient(half))
+            errors = tuple(
+                marginal.violation(sums, side)
+                for marginal, sums, side in zip(double.marginals, moments[:2], double.sides_at(None))
+            )
+            if problem.balanced:
+                moments = _rounded(form, plan)
+                primal = form.energy(moments, form.half(moments))
+            else:
+                without = replace(problem, epsilon=None)
+                primal = objective(_of(without, form), moments, half, None)
+            dual = primal.new_tensor(bound.value)
+            scale = form.energy(*_at_product(form)).abs()
+            return StructureCertificate(primal, dual, (errors[0], errors[1]), scale, bound.name, gap)
+
+    def _first_order(self, form: Form, moments: Moments, gradient: Linear) -> Tensor:
+        """The linear cost of the plan under the gradient, over a lower bound of that of any other."""
+        problem = self.problem.detach()
+        if problem.soft:  # the quadratic penalties are not those of a linear problem
+            return form.a.new_tensor(torch.nan)
+        geometry, value = form.geometry(gradient), inner(gradient, moments)
+        f, g = self._solved[1].double(), self._solved[2].double()
+        if problem.epsilon is not None:
+            geometry, f, g = _with_entropy(form, geometry, self._gibbs, problem), 0 * form.a, 0 * form.b
+            value = value - problem.epsilon.double() * inner_of_ratio(form, self._gibbs)
+        double = problem.double()
+        linear = Problem(geometry, form.a, form.b, double.marginals)
+        for marginal, sums, side in zip(double.marginals, moments[:2], linear.sides):
+            value = value + marginal.penalty(sums, side)
+        origin = torch.zeros(1, dtype=torch.long, device=form.a.device)
+        nothing = SparsePlan(geometry, origin, origin, form.a.new_zeros(1))  # only the dual is of interest
+        return (value - certify(linear, nothing, f, g).dual).clamp(min=0)
+
+    def _new_cloud(self, points: Any, geometry: Geometry) -> NoReturn:
+        refuse("new points", "a solution of a linear problem", "one between spaces without a common cost",
+               "Use solution.plan.barycentric(y).")  # fmt: skip
+
+    def map(self, x_new: Any = None) -> NoReturn:
+        """Refused: where points go is asked of the plan, as `solution.plan.barycentric(y)`."""
+        self._new_cloud(x_new, self.problem.geometry)
+
+    def plot(self, ax: Any = None, *, lines: int = 200) -> NoReturn:
+        """Refused: the two spaces share no axes."""
+        self._new_cloud(ax, self.problem.geometry)
+
+    def __repr__(self) -> str:
+        return "Gromov" + super().__repr__()
+
+
+def _at_product(form: Form) -> tuple[Moments, Linear]:
+    moments = form.product(form.a, form.b)
+    return moments, form.half(moments)
+
+
+def _of(problem: Quadratic, form: Form) -> Form:
+    """The form of a problem that differs in epsilon only."""
+    out = object.__new__(Form)
+    out.__dict__.update(form.__dict__, problem=problem)
+    return out
+
+
+def _rounded(form: Form, plan: Plan) -> Moments:
+    """The moments of a plan rounded onto exact marginals: scaled down, and a product plan for the missing mass."""
+    r = plan.row_sums().double()
+    plan = plan.scaled(u=torch.where(r > 0, form.a / r, 1).clamp(max=1))
+    c = plan.col_sums().double()
+    plan = plan.scaled(v=torch.where(c > 0, form.b / c, 1).clamp(max=1))
+    moments = form.moments(plan)
+    p, q = (form.a - moments.p).clamp(min=0), (form.b - moments.q).clamp(min=0)
+    return moments if not float(p.sum()) * float(q.sum()) > 0 else moments.plus(form.product(p, q), 1)
+
+
+def _with_entropy(form: Form, gradient: Geometry, plan: GibbsPlan, problem: Quadratic) -> Geometry:
+    """The gradient of the objective with eps log(P / (a ⊗ b)), for a Gibbs plan at an epsilon of its own."""
+    assert problem.epsilon is not None
+    epsilon, own = problem.epsilon.double(), plan.epsilon.double()
+    f, g = _relative(plan, form)
+    weight = epsilon / own
+    cost = plan._exact
+    if isinstance(gradient, CostMatrix) and isinstance(cost, CostMatrix):
+        return CostMatrix(gradient.cost + weight * (f.unsqueeze(1) + g - cost.cost.double()))
+    assert isinstance(gradient, Factored)
+    assert isinstance(cost, Factored)
+    h, k, u, v = (t.double() for t in cost.tensors)
+    return Factored(
+        gradient.h + weight * (f - h),
+        gradient.k + weight * (g - k),
+        torch.cat([gradient.u, -weight * u], -1),
+        torch.cat([gradient.v, v], -1),
+    )
+
+
+def _relative(plan: GibbsPlan, form: Form) -> tuple[Tensor, Tensor]:
+    """The potentials of a Gibbs plan against a ⊗ b, zero where there is no mass."""
+    own = plan.epsilon.double()
+    return tuple(
+        torch.where((w > 0) & torch.isfinite(F), F.double() - own * torch.where(w > 0, w, 1).log(), 0)
+        for F, w in ((plan.F, form.a), (plan.G, form.b))
+    )  # type: ignore[return-value]
+
+
+def inner_of_ratio(form: Form, plan: GibbsPlan) -> Tensor:
+    """-sum P log(P / (a ⊗ b))."""
+    f, g = _relative(plan, form)
+    r, cost = plan.moments()
+    return (cost.sum() - (r * f).sum() - (plan.col_sums() * g).sum()) / plan.epsilon

@@ -1,0 +1,379 @@
+"""What is to be solved between two spaces of their own: the structure inside each, and what a plan does to pairs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ._inputs import is_real
+from .errors import refuse
+from .geometry import CostMatrix, Factored, Geometry, PointCloud
+from .marginals import KL, Exact, Marginal
+from .plan import Plan, SparsePlan
+from .problem import Problem, Relative
+
+__all__ = ["Form", "Linear", "Moments", "Quadratic", "quadratic_kl"]
+
+# Entries of the largest matrices of a structure that are formed unasked: 10,000 x 10,000, 0.8 GB.
+_DENSE_LIMIT = 10_000**2
+LOSSES = ("square", "kl")
+
+
+@dataclass(frozen=True)
+class Quadratic(Problem):
+    r"""A problem with a term that is quadratic in the plan, the Gromov-Wasserstein term.
+
+        (1 - alpha) <P, M> + alpha sum_ii'jj' L(C_ii', D_jj') P_ij P_i'j' + eps KL(P | a ⊗ b) + phi_a(P1) + phi_b(P^T 1)
+
+    with L(u, v) = (u - v)^2 ("square") or u log(u / v) - u + v ("kl"). `KL(rho)` marginals are quadratic too, as is
+    the entropy beside them: rho KL(P1 ⊗ P1 | a ⊗ a), eps KL(P ⊗ P | (a ⊗ b) ⊗ (a ⊗ b)), so that the whole scales with
+    the square of the mass. Build it with `Quadratic.between`, which checks.
+
+    Attributes:
+        geometry: the cost M between features, n x m; zero where there are none.
+        x, y: the structures C, n x n, and D, m x m.
+        alpha: the weight of structure against features, in [0, 1].
+        loss: "square" or "kl".
+
+    Reference:
+        Mémoli (2011), Gromov-Wasserstein distances and the metric approach to object matching; Peyré, Cuturi & Solomon
+        (2016), Gromov-Wasserstein averaging of kernel and distance matrices; Vayer et al. (2019), Optimal transport for
+        structured data (the features); Séjourné, Vialard & Peyré (2021), The unbalanced Gromov Wasserstein distance.
+    """
+
+    x: Geometry = field(kw_only=True)
+    y: Geometry = field(kw_only=True)
+    alpha: float = field(kw_only=True)
+    loss: str = field(kw_only=True)
+
+    @classmethod
+    def between(
+        cls,
+        x: Geometry,
+        y: Geometry,
+        a: Any = None,
+        b: Any = None,
+        *,
+        features: Geometry | None = None,
+        alpha: float | None = None,
+        loss: str = "square",
+        marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
+        epsilon: float | Relative | Tensor | None = None,
+    ) -> Quadratic:
+        """Check the parts and put them together.
+
+        Args:
+            x, y: structures, n x n and m x m, without batch axes.
+            a, b: masses; uniform with total 1 when None.
+            features: a cost n x m.
+            alpha: 1/2 with features and 1 without, when None.
+            loss: "square" or "kl".
+            marginals: as for `Problem`.
+            epsilon: in units of the loss; `Relative(t)` is t times the objective of the plan a ⊗ b.
+
+        Raises:
+            InvalidInput: structures that are not square or have batch axes, features of another shape, alpha outside
+                [0, 1], an unknown loss, entries the loss cannot take; and what `Problem.make` refuses.
+        """
+        for name, side in (("x", x), ("y", y)):
+            if side.batch_shape:
+                refuse(name, "a structure without batch axes", f"batch {tuple(side.batch_shape)}", "Loop over them.")
+            if side.shape[0] != side.shape[1]:
+                refuse(name, "a square matrix: the points of one space among themselves", f"shape {side.shape}")
+        if loss not in LOSSES:
+            refuse("loss", "one of " + ", ".join(map(repr, LOSSES)), repr(loss))
+        if alpha is None:
+            alpha = 1.0 if features is None else 0.5
+        if not (is_real(alpha) and 0 <= alpha <= 1):
+            refuse("alpha", "a number in [0, 1]", repr(alpha))
+        n, m = x.shape[0], y.shape[0]
+        if features is None:
+            if alpha != 1:
+                refuse("alpha", "1 where there are no features", f"{alpha:g}", "Give features=...")
+            zero = x.tensors[0].detach().new_zeros(())
+            features = Factored(zero.expand(n), zero.expand(m), zero.expand(n, 1), zero.expand(m, 1))
+        if features.shape != (n, m) or features.batch_shape:
+            refuse("features", f"a cost of shape {(n, m)}", f"shape {(*features.batch_shape, *features.shape)}")
+        linear = Problem.make(features, a, b, marginals=marginals)
+        out = cls(features, linear.a, linear.b, linear.marginals, x=x, y=y, alpha=float(alpha), loss=loss)
+        if loss == "kl":
+            _check_positive(out)
+        if out.soft and alpha != 1:
+            cure = "Use TV(rho), Partial(mass) or Free(), or leave the features out."
+            refuse("marginals", "none of KL(rho) beside features, as it is quadratic in the mass", str(marginals), cure)
+        if out.soft and not all(isinstance(p, KL | Exact) for p in out.marginals):
+            refuse("marginals", "KL(rho) beside KL(rho) or Exact() only", str(marginals))
+        if isinstance(epsilon, Relative):
+            form = Form(out)
+            moments = form.product(form.a, form.b)
+            mean = float(form.energy(moments, form.half(moments)) / (form.a.sum() * form.b.sum()))
+            if not 0 < mean < math.inf:
+                cure = "Give epsilon as a number."
+                refuse("epsilon=Relative(...)", "a positive finite objective at a ⊗ b", f"{mean:.6g}", cure)
+            epsilon = epsilon.fraction * mean
+        strength = Problem.make(features, linear.a, linear.b, marginals=linear.marginals, epsilon=epsilon).epsilon
+        return replace(out, epsilon=strength)
+
+    @property
+    def soft(self) -> bool:
+        """Whether a marginal is `KL(rho)`, which is quadratic here."""
+        return any(isinstance(p, KL) for p in self.marginals)
+
+    @property
+    def T(self) -> Quadratic:
+        if self.loss != "square":
+            refuse("the transposed problem", "a symmetric loss", repr(self.loss))
+        linear = super().T
+        return replace(self, geometry=linear.geometry, a=self.b, b=self.a, marginals=linear.marginals,
+                       x=self.y, y=self.x)  # fmt: skip
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*super().tensors, *self.x.tensors, *self.y.tensors)
+
+    def with_tensors(self, *tensors: Tensor) -> Self:
+        own = len(self.x.tensors) + len(self.y.tensors)
+        out = super().with_tensors(*tensors[:-own])
+        rest = iter(tensors[-own:])
+        x, y = (side.with_tensors(*(next(rest) for _ in side.tensors)) for side in (self.x, self.y))
+        return replace(out, x=x, y=y)
+
+
+class Linear(NamedTuple):
+    """A cost in the form of a problem: row_i + col_j - core_ij, or row_i + col_j - <phi_i, core psi_j>."""
+
+    row: Tensor  # (n,)
+    col: Tensor  # (m,)
+    core: Tensor  # (n, m), or (r, s) in factors
+
+    def plus(self, other: Linear, weight: float | Tensor, own: float | Tensor = 1) -> Linear:
+        """Own x this + weight x other."""
+        return Linear(*(own * s + weight * t for s, t in zip(self, other)))
+
+
+class Moments(NamedTuple):
+    """What a quadratic form sees of a plan: its marginals, and the plan itself, or phi^T P psi in factors."""
+
+    p: Tensor  # (n,)
+    q: Tensor  # (m,)
+    body: Tensor  # (n, m), or (r, s)
+
+    def plus(self, other: Moments, weight: float | Tensor, own: float | Tensor = 1) -> Moments:
+        """Own x these + weight x others."""
+        return Moments(*(own * s + weight * t for s, t in zip(self, other)))
+
+
+class Form:
+    r"""The objective of a `Quadratic` in float64: moments of plans, linear costs, values.
+
+    With L(u, v) = f1(u) + f2(v) - h1(u) h2(v), the structure term is <half(P), P>,
+
+        half(P) = f1(C) P1 ⊕ f2(D) P^T 1 - h1(C) P h2(D)^T,
+
+    symmetrised where C or D is not symmetric, so that its gradient is 2 half(P). Where both structures are clouds with
+    an inner-product cost, h1(C) = phi A phi^T with r = d + 2 columns in phi, and likewise psi and B: then half(P)
+    needs no more of P than phi^T P psi, and nothing n x m is formed. Otherwise phi and psi stand for the identity.
+
+    O((n + m) (r + s)^2) time in factors, O(n m (n + m)) without.
+
+    Attributes:
+        a, b: masses in float64.
+        phi, psi: (n, r) and (m, s), or None.
+        features: the cost M as `Linear`; None where alpha = 1.
+
+    Reference:
+        Peyré, Cuturi & Solomon (2016), Gromov-Wasserstein averaging of kernel and distance matrices; Scetbon, Peyré &
+        Cuturi (2022), Linear-time Gromov Wasserstein distances using low rank couplings and costs (the factors).
+    """
+
+    def __init__(self, problem: Quadratic) -> None:
+        self.problem = problem
+        self.alpha, self.square = problem.alpha, problem.loss == "square"
+        a, b = problem.a.double(), problem.b.double()
+        if problem.balanced:
+            b = b * (a.detach().sum() / b.detach().sum())
+        self.a, self.b = a, b
+        left, right = (_factors(g) if self.square else None for g in (problem.x, problem.y))
+        linear = _linear_factors(problem.geometry) if self.alpha != 1 else ()
+        self.phi: Tensor | None = None
+        self.psi: Tensor | None = None
+        self.features: Linear | None = None
+        n, m = problem.shape
+        if left is not None and right is not None and linear is not None and left[0].shape[1] * 2 <= n + m:
+            (self.phi, self.A), (self.psi, B) = left, right
+            self.B = 2 * B
+            if linear:
+                h, k, u, v = linear
+                (r, s), t = (len(self.A), len(self.B)), u.shape[1]
+                self.phi, self.psi = torch.cat([self.phi, u], 1), torch.cat([self.psi, v], 1)
+                self.A, self.B = (torch.block_diag(S, S.new_zeros(t, t)) for S in (self.A, self.B))
+                core = torch.block_diag(u.new_zeros(r, s), torch.eye(t, dtype=u.dtype, device=u.device))
+                self.features = Linear(h, k, core)
+        else:
+            for name, side in (("x", problem.x), ("y", problem.y)):
+                if side.shape[0] ** 2 > _DENSE_LIMIT and not isinstance(side, CostMatrix):
+                    refuse(name, f"at most {math.isqrt(_DENSE_LIMIT):,} points for a matrix that must be formed",
+                           f"{side.shape[0]:,}",
+                           "Use cost='sqeuclidean' for points.")  # fmt: skip
+            self._C, self._D = (side.to(torch.float64).tile() for side in (problem.x, problem.y))
+            self.A = self._C
+            self.B = 2 * self._D if self.square else self._D.log()
+            if self.alpha != 1:
+                M = problem.geometry.to(torch.float64).tile()
+                self.features = Linear(M.new_zeros(n), M.new_zeros(m), -M)
+        self.symmetric = bool(torch.equal(self.A, self.A.mT)) and bool(torch.equal(self.B, self.B.mT))
+        left_fixed, right_fixed = (isinstance(p, Exact) for p in problem.marginals)
+        with torch.no_grad():
+            self._row_a = self._rows(self.a) if left_fixed else None
+            self._col_b = self._cols(self.b) if right_fixed else None
+
+    @property
+    def factored(self) -> bool:
+        """Whether nothing n x m is formed."""
+        return self.phi is not None
+
+    # -- plans --------------------------------------------------------------------------------------------------
+
+    def moments(self, plan: Plan) -> Moments:
+        """Those of a plan, one pass over its pairs."""
+        if self.phi is None or self.psi is None:
+            body = dense(plan)
+            return Moments(body.sum(1), body.sum(0), body)
+        ones = self.psi.new_ones(len(self.psi), 1)
+        right = plan._matmul(torch.cat([self.psi.detach(), ones], 1))
+        q = plan.col_sums().to(right)
+        return Moments(right[:, -1], q, self.phi.detach().mT @ right[:, :-1])
+
+    def product(self, p: Tensor, q: Tensor) -> Moments:
+        """Those of the plan p q^T / sum(p)."""
+        share = q / q.sum()
+        if self.phi is None or self.psi is None:
+            return Moments(p, share * p.sum(), torch.outer(p, share))
+        return Moments(p, share * p.sum(), torch.outer(self.phi.mT @ p, self.psi.mT @ share))
+
+    # -- costs --------------------------------------------------------------------------------------------------
+
+    def half(self, moments: Moments, exact: bool = False) -> Linear:
+        """The linear cost with <half(P), P> the structure term.
+
+        With `exact`, by the marginals of P itself also where those of the problem are exact.
+        """
+        p, q, body = moments
+        row = self._row_a if self._row_a is not None and not exact else self._rows(p)
+        col = self._col_b if self._col_b is not None and not exact else self._cols(q)
+        return Linear(row, col, self._core(body))
+
+    def half_of(self, plan: SparsePlan, moments: Moments) -> Linear:
+        """The same for a sparse plan without factors, by one matrix product."""
+        if self.factored or not self.symmetric:
+            return self.half(moments)
+        right = self.B.new_zeros(plan.shape[0], plan.shape[1])
+        right.index_add_(0, plan.rows, self.B[plan.cols] * plan.mass.to(self.B).unsqueeze(1))
+        row = self._rows(moments.p) if self._row_a is None else self._row_a
+        col = self._cols(moments.q) if self._col_b is None else self._col_b
+        return Linear(row, col, self.A @ right)
+
+    def _core(self, body: Tensor) -> Tensor:
+        core = self.A @ body @ self.B.mT
+        return core if self.symmetric else (core + self.A.mT @ body @ self.B) / 2
+
+    def _rows(self, p: Tensor) -> Tensor:
+        """f1(C) p, symmetrised."""
+        if self.phi is not None:
+            return _squared(self.phi, self.A, p)
+        matrix = self._C.square() if self.square else torch.special.xlogy(self._C, self._C) - self._C
+        return matrix @ p if self.symmetric else (matrix @ p + matrix.mT @ p) / 2
+
+    def _cols(self, q: Tensor) -> Tensor:
+        """f2(D) q, symmetrised."""
+        if self.psi is not None:
+            return _squared(self.psi, self.B / 2, q)
+        matrix = self._D.square() if self.square else self._D
+        return matrix @ q if self.symmetric else (matrix @ q + matrix.mT @ q) / 2
+
+    def gradient(self, half: Linear) -> Linear:
+        """(1 - alpha) M + 2 alpha half(P), the gradient of the objective without entropy and penalties."""
+        if self.features is None:
+            return Linear(*(2 * self.alpha * t for t in half))
+        return half.plus(self.features, 1 - self.alpha, own=2 * self.alpha)
+
+    def energy(self, moments: Moments, half: Linear) -> Tensor:
+        """(1 - alpha) <P, M> + alpha <half(P), P>."""
+        value = self.alpha * inner(half, moments)
+        return value if self.features is None else value + (1 - self.alpha) * inner(self.features, moments)
+
+    def geometry(self, cost: Linear) -> Geometry:
+        """A linear cost as a geometry."""
+        if self.phi is None or self.psi is None:
+            return CostMatrix(cost.row.unsqueeze(1) + cost.col - cost.core)
+        return Factored(cost.row, cost.col, (self.phi @ cost.core).detach(), self.psi.detach())
+
+
+def inner(cost: Linear, moments: Moments) -> Tensor:
+    """The linear cost of a plan, <P, cost>."""
+    return cost.row @ moments.p + cost.col @ moments.q - (cost.core * moments.body).sum()
+
+
+def dense(plan: Plan) -> Tensor:
+    """A plan in full, (n, m) float64, without its container."""
+    geometry = plan.geometry
+    if isinstance(plan, SparsePlan):
+        flat = plan.mass.new_zeros(plan.shape[0] * plan.shape[1], dtype=torch.float64)
+        flat.index_add_(0, plan.rows * plan.shape[1] + plan.cols, plan.mass.double())
+        return flat.reshape(plan.shape)
+    F, G, epsilon = plan.F.double(), plan.G.double(), plan.epsilon.double()  # type: ignore[attr-defined]
+    exact = getattr(plan, "_exact", geometry)
+    return ((F.unsqueeze(1) + G - exact.tile()) / epsilon).exp()
+
+
+def quadratic_kl(p: Tensor, reference: Tensor) -> Tensor:
+    """KL(p ⊗ p | r ⊗ r) = 2 m(p) sum p log(p / r) - m(p)^2 + m(r)^2."""
+    mass, whole = p.sum(), reference.sum()
+    return 2 * mass * logarithmic(p, reference) - mass.square() + whole.square()
+
+
+def logarithmic(p: Tensor, reference: Tensor) -> Tensor:
+    """Sum p log(p / r), with 0 log 0 = 0."""
+    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, reference)).sum()
+
+
+def _squared(phi: Tensor, A: Tensor, p: Tensor) -> Tensor:
+    """(C * C) p for C = phi A phi^T."""
+    left = phi @ A
+    return ((left @ (phi.mT @ (p.unsqueeze(1) * phi))) * left).sum(1)
+
+
+def _factors(side: Geometry) -> tuple[Tensor, Tensor] | None:
+    """Phi (n, r) and A (r, r) with C = phi A phi^T, in float64; None for what is not a cloud against itself."""
+    if not isinstance(side, PointCloud) or not (side.x is side.y or torch.equal(side.x, side.y)):
+        return None
+    parts = side.to(torch.float64).factors()
+    if parts is None:
+        return None
+    h, k, u, v = parts
+    scale = float((u.detach() * v.detach()).sum() / v.detach().square().sum().clamp(min=1e-300))
+    if not torch.allclose(u.detach(), scale * v.detach(), rtol=1e-12, atol=1e-12 * float(v.detach().abs().max())):
+        return None
+    r = u.shape[1] + 2
+    A = torch.diag(torch.cat([u.new_zeros(2), u.new_full((r - 2,), -scale)]))
+    A[0, 1] = A[1, 0] = 1
+    return torch.cat([torch.ones_like(h).unsqueeze(1), ((h + k) / 2).unsqueeze(1), v], 1), A
+
+
+def _linear_factors(features: Geometry) -> tuple[Tensor, ...] | None:
+    """h, k, u, v of the cost between features, in float64; None where it has no such form."""
+    if isinstance(features, Factored):
+        return features.to(torch.float64).tensors
+    return features.to(torch.float64).factors() if isinstance(features, PointCloud) else None
+
+
+def _check_positive(problem: Quadratic) -> None:
+    for name, side, bound in (("x", problem.x, ">= 0"), ("y", problem.y, "> 0")):
+        least = float(side.detach().tile().min())
+        if least < 0 or (name == "y" and least == 0):
+            refuse(f"{name} with loss='kl'", f"entries {bound}", f"{least:g}",
+                   "Use similarities such as exp(-distance), or loss='square'.")  # fmt: skip
