@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ._inputs import is_count, is_real
 from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
-from .plan import GibbsPlan, Plan, SparsePlan
+from .plan import FactoredPlan, GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 from .schur import SupportInverse, support_inverse
 
@@ -71,6 +71,9 @@ class Envelope(Adjoint):
         if isinstance(plan, SparsePlan):
             cost = problem.geometry.cost_at(plan.rows, plan.cols)
             surrogate = surrogate + (plan.mass.to(cost.dtype) * cost).sum(-1)
+        elif isinstance(plan, FactoredPlan):
+            geometry = plan.geometry.with_tensors(*problem.geometry.tensors)
+            surrogate = surrogate + FactoredPlan(geometry, plan.Q, plan.g, plan.R).cost().to(surrogate)
         elif isinstance(plan, GibbsPlan) and problem.epsilon is None:  # <P, C> of a plan that is held fixed
             F, G, epsilon = (t.detach().to(problem.a) for t in (plan.F, plan.G, plan.epsilon))
             soft = problem.geometry.softmin(G.clamp(min=FLOOR), epsilon)

@@ -24,6 +24,7 @@ from .solvers import (
     Circle,
     DualAscent,
     Fixed,
+    LowRank,
     Matching,
     Monotone,
     Multiscale,
@@ -63,6 +64,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "dual-ascent": DualAscent,
     "annealing": Annealing,
     "assignment": Assignment,
+    "low-rank": LowRank,
 }
 
 
@@ -108,10 +110,11 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment", or a
-            `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
-            there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
-            mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
+            "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment",
+            "low-rank", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and
+            "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a
+            hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost, is for
+            "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -122,7 +125,7 @@ def solve(
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
         timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
-        generator: for solvers that draw random numbers; those listed above draw none.
+        generator: for solvers that draw random numbers, which is "low-rank" alone; seed 0 without one.
 
     Returns:
         A `Solution`: value, linear_value, dual_value, plan, potentials, map, certificate, status, stats.
@@ -155,7 +158,7 @@ def solve(
     )
     truncated = isinstance(adjoint, Unrolled) and adjoint.from_start and solver == "auto"
     chosen, reason = _unrolled(adjoint) if truncated else _choose(solver, problem, gap)
-    chosen = _tuned(chosen, tol, max_iter, gap)
+    chosen = _tuned(chosen, tol, max_iter, gap, generator)
     return run(
         problem,
         chosen,
@@ -345,7 +348,9 @@ def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:
     return Sinkhorn(max_iter=adjoint.k, schedule=Fixed(), relaxation=Plain()), f"the iterations of {adjoint}"
 
 
-def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None) -> Solver[Any]:
+def _tuned(
+    solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None, generator: torch.Generator | None
+) -> Solver[Any]:
     if gap is not None and not (is_real(gap) and 0 < gap < float("inf")):
         refuse("gap", "a positive finite number", repr(gap))
     names = {f.name for f in fields(solver)}
@@ -354,6 +359,8 @@ def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None, gap: fl
         changes["tol"] = tol
     if gap is not None and "gap" in names:  # an exact solver ends below any gap
         changes["gap"] = gap
+    if generator is not None and "generator" in names:
+        changes["generator"] = generator
     if max_iter is not None:
         if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
             refuse("max_iter", "a positive integer", repr(max_iter))

@@ -15,6 +15,7 @@ from .entropic.symmetric import SymmetricSinkhorn
 from .exact.assignment import Assignment, Matching
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
+from .lowrank import LowRank
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianStart",
     "Given",
     "Halving",
+    "LowRank",
     "Matching",
     "Method",
     "Monotone",

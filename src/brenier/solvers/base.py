@@ -65,6 +65,7 @@ class Solver(ABC, Generic[State]):
 
     name: ClassVar[str]
     regularized: ClassVar[bool] = False  # whether it takes a problem with a regularizer, and only such
+    coarse: ClassVar[bool] = False  # whether its potentials are a guess that c-transforms have yet to make feasible
     max_iter: int = 1
 
     def __post_init__(self) -> None:
@@ -174,7 +175,9 @@ def run(
         "epsilon": None if fixed.epsilon is None else _number(fixed.epsilon),
         **stats,
     }
-    solution = Solution(problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind)
+    solution = Solution(
+        problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind, coarse=solver.coarse
+    )
     if not solution.status.ok:
         failed = sum(not s.ok for s in statuses)
         message = f"{solver.name}: {solution.status.value} (after {stats['n_iter']} iterations"

@@ -15,7 +15,9 @@ from ..base import check_number, run
 from .sinkhorn import Sinkhorn
 from .start import Start
 
-__all__ = ["SubsampleStart"]
+__all__ = ["SubsampleStart", "coarse_potentials"]
+
+_SHARE = 0.03  # of the mean cost: the epsilon whose potentials go best from a part to the whole
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,18 @@ class SubsampleStart(Start):
         share = (weights / weights.sum(-1, keepdim=True)).reshape(-1, weights.shape[-1]).mean(0).cpu()
         count = min(self.size, int((share > 0).sum()))
         return torch.multinomial(share, count, generator=generator).sort().values.to(weights.device)
+
+
+def coarse_potentials(problem: Problem, size: int) -> tuple[Tensor, Tensor]:
+    """Potentials for a lower bound on a problem without epsilon: those of an entropic one, from a part of the points.
+
+    They are near feasible only; two hard c-transforms over all pairs (`certify`) make them a proof. O((n + m) k d) time
+    for k = `size` points of each side.
+    """
+    some = (torch.arange(0, n, -(-n // size), device=problem.a.device) for n in problem.shape)
+    scale = problem.geometry.part(*some).mean_cost().abs()
+    epsilon = torch.where(scale > 0, _SHARE * scale, 1)
+    return SubsampleStart(size=size).potentials(replace(problem, epsilon=epsilon))
 
 
 def _scaled(weights: Tensor, index: Tensor) -> Tensor:
