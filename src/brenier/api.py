@@ -24,6 +24,7 @@ from .solvers import (
     Circle,
     DualAscent,
     Fixed,
+    Hierarchical,
     LowRank,
     Matching,
     Monotone,
@@ -65,6 +66,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "annealing": Annealing,
     "assignment": Assignment,
     "low-rank": LowRank,
+    "hierarchical": Hierarchical,
 }
 
 
@@ -111,10 +113,10 @@ def solve(
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
             "newton", "network-simplex", "monotone", "circle", "dual-ascent", "annealing", "assignment",
-            "low-rank", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and
-            "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a
-            hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost, is for
-            "symmetric-sinkhorn".
+            "low-rank", "hierarchical", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
+            iterations, and "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an
+            epsilon up to a hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost,
+            is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass; solvers of regularised problems only.
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
@@ -125,7 +127,7 @@ def solve(
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
         timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
-        generator: for solvers that draw random numbers, which is "low-rank" alone; seed 0 without one.
+        generator: for solvers that draw random numbers, "low-rank" and "hierarchical"; seed 0 without one.
 
     Returns:
         A `Solution`: value, linear_value, dual_value, plan, potentials, map, certificate, status, stats.

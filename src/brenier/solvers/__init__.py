@@ -15,6 +15,7 @@ from .entropic.symmetric import SymmetricSinkhorn
 from .exact.assignment import Assignment, Matching
 from .exact.monotone import Circle, Monotone
 from .exact.simplex import NetworkSimplex
+from .hierarchical import Hierarchical
 from .lowrank import LowRank
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
@@ -31,6 +32,7 @@ __all__ = [
     "GaussianStart",
     "Given",
     "Halving",
+    "Hierarchical",
     "LowRank",
     "Matching",
     "Method",

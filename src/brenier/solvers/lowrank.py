@@ -207,7 +207,7 @@ def features(problem: Problem) -> tuple[Tensor, Tensor]:
         return geometry.cost, geometry.cost.mT
     assert isinstance(geometry, PointCloud)
     parts = geometry.factors()
-    u, v = geometry._centred() if parts is None else (parts.u, parts.v)
+    u, v = (geometry.x, geometry.y) if parts is None else (parts.u, parts.v)
     size_u, size_v = (float(torch.linalg.matrix_norm(t)) / len(t) ** 0.5 for t in (u, v))
     ratio = (size_v / size_u) ** 0.5 if size_u > 0 and size_v > 0 and parts is not None else 1.0
     return u * ratio, v / ratio
