@@ -351,6 +351,8 @@ class FactoredPlan(Plan):
     under a float32 geometry; what users receive has the geometry's dtype.
     """
 
+    geometry: PairGeometry
+
     def __init__(self, geometry: PairGeometry, Q: Tensor, g: Tensor, R: Tensor) -> None:
         self.geometry, self.Q, self.g, self.R = geometry, Q, g, R
         self._exact = geometry if geometry.dtype == Q.dtype else geometry.to(Q.dtype)

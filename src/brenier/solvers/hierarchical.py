@@ -54,8 +54,8 @@ class Hierarchical(Solver[HierarchicalState]):
     1. *Refine.* A pair of subsets of equal size is split in two pairs by transport of rank two: maximise
        <u1 - u2, v1 - v2> over halves of the two sides, u and v the means of the halves (for squared costs, what
        transport between the halves gains). Given the halves of one side the best of the other are those on either side
-       of the median along that difference; the sides take turns for as long as it gains. Splits are exact halves, up to one
-       point where the size is odd, so any n will do. Blocks of at most `size` points are matched by exact assignment.
+       of the median along that difference; the sides take turns for as long as it gains. Splits are exact halves, up
+       to one point where the size is odd, so any n will do. Blocks of at most `size` points are assigned exactly.
     2. *Sweep.* The matched pairs (x_i, y_s(i)) are cut into blocks anew, at medians along random directions of
        x_i + y_s(i), and each block is assigned exactly. Pairs that had better swap partners are near each other in
        that sum: for squared costs a swap gains -2 <dx, dy>, and |dx + dy|^2 = |dx|^2 + |dy|^2 + 2 <dx, dy>.
@@ -222,7 +222,9 @@ def _widest(u: Array, v: Array, starts: Index, generator: torch.Generator) -> Ar
     normal = torch.randn(len(sizes), u.shape[1], generator=generator, dtype=torch.float64).numpy()
     for _ in range(_POWER):
         spread = np.repeat(normal, sizes, 0)
-        normal = sum(np.add.reduceat(t * np.einsum("ij,ij->i", t, spread)[:, None], starts[:-1]) for t in (u, v))
+        along = (np.einsum("ij,ij->i", t, spread)[:, None] for t in (u, v))
+        first, second = (np.add.reduceat(t * w, starts[:-1]) for t, w in zip((u, v), along))
+        normal = first + second
         length = np.linalg.norm(normal, axis=1, keepdims=True)
         normal = np.divide(normal, length, out=np.ones_like(normal), where=length > 0)
     return normal

@@ -259,8 +259,8 @@ def _descended(problem: Problem, c: _Coupling, scale: float) -> tuple[_Coupling,
     assert isinstance(problem.geometry, PairGeometry)
     Q = problem.a.unsqueeze(-1) * c.log_x.exp()
     image = problem.geometry.T.product(Q / _positive(c.p))
-    slopes = ((c.image - c.g) @ c.onward.mT, (image - c.f) @ c.back.mT)
-    slopes = tuple(s - s.amin(-1, keepdim=True) for s in slopes)
+    gradients = (c.image - c.g) @ c.onward.mT, (image - c.f) @ c.back.mT
+    slopes = [t - t.amin(-1, keepdim=True) for t in gradients]
     steepest = max(float(s.max()) for s in slopes)
     if steepest <= 0:
         return c, scale
