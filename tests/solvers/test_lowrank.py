@@ -1,4 +1,4 @@
-"""Couplings of low rank: known answers, properties, and POT at equal rank."""
+"""Plans of low rank: known answers, properties, and POT at equal rank."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Couplings of low rank, in linear time: soft clusters on both sides, and the best transport between them."""
+"""Plans of low rank, in linear time: soft clusters on both sides, and the best transport between them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .entropic.subsample import coarse_potentials
 __all__ = ["LowRank", "LowRankState", "check_sides", "features"]
 
 _SOFT = 0.9  # share of a point's mass that starts spread over all clusters
-_MELTED = 0.6  # and that is spread again when a coupling is melted
+_MELTED = 0.6  # and that is spread again when a plan is melted
 _LEAST = -80.0  # log of the smallest membership: a cluster may come back from there
 _STEP = 10.0  # how far memberships may move at first, in logs
 _FASTER, _SLOWER, _TRIALS = 1.5, 0.5, 12
@@ -30,8 +30,8 @@ _FLAT = 2  # steps in a row below the tolerance
 _LLOYD = 10  # iterations of k-means: a start need not be better
 
 
-class _Coupling(NamedTuple):
-    """A coupling of rank r: log memberships, the clusters' masses, the plan between them and its duals."""
+class _Factored(NamedTuple):
+    """A plan of rank r: log memberships, the clusters' masses, the plan between them and its duals."""
 
     log_x: Tensor  # (n, r), rows are logs of shares
     log_y: Tensor  # (m, r)
@@ -46,10 +46,10 @@ class _Coupling(NamedTuple):
 
 
 class LowRankState(NamedTuple):
-    """The coupling in work and the best one so far."""
+    """The plan in work and the best one so far."""
 
-    current: _Coupling | None  # None: a start is due
-    best: _Coupling | None
+    current: _Factored | None  # None: a start is due
+    best: _Factored | None
     scale: float  # of the step
     flat: int  # steps in a row that gained less than the tolerance
     descents: int  # that have ended
@@ -63,7 +63,7 @@ class LowRankState(NamedTuple):
 
 @dataclass(frozen=True)
 class LowRank(Solver[LowRankState]):
-    r"""Least cost among couplings of nonnegative rank r, in time linear in the number of points.
+    r"""Least cost among plans of nonnegative rank r, in time linear in the number of points.
 
     Minimises <P, C> over P = Q diag(1/p) T diag(1/q) R^T with Q 1 = a, R 1 = b, p = Q^T 1, q = R^T 1 and T a plan
     between p and q: soft clusters on both sides, and transport between clusters at their mean cost. For given clusters
@@ -73,13 +73,13 @@ class LowRank(Solver[LowRankState]):
 
     and likewise for R. Each step multiplies the memberships by exponentials of these (mirror descent on simplices), at
     a step size that grows until the cost would not fall, and shrinks until it does. The problem is not convex: it is
-    solved from several starts by k-means, then the best coupling is melted (most of each point's mass is spread over
+    solved from several starts by k-means, then the best plan is melted (most of each point's mass is spread over
     all clusters) and solved again, several times, and the least is returned. Points end in one cluster each where that
     costs no more.
 
     The plan is a `FactoredPlan`, whose marginals are exact to rounding, and so its cost is an upper bound on the
     optimum. The potentials are a guess from a sample of the points, from which `certificate` proves a lower bound on
-    the optimum of *all* couplings; the gap so holds both what the rank costs and what that guess misses.
+    the optimum of *all* plans; the gap so holds both what the rank costs and what that guess misses.
 
     Takes a `PointCloud` or a `CostMatrix` and exact marginals. A step takes O((n + m) r (d + r)) time where the cost is
     an inner-product cost (squared Euclidean, Mahalanobis, dot, cosine), and O(n m r) for others, in tiles; all need
@@ -90,7 +90,7 @@ class LowRank(Solver[LowRankState]):
         tol: relative gain of a step, twice in a row, below which a descent ends.
         max_iter: steps of all descents together.
         starts: descents from k-means.
-        melts: descents from the best coupling so far, melted.
+        melts: descents from the best plan so far, melted.
         sample: points of each side from which the potentials of the lower bound come.
         generator: for k-means; seed 0 when None.
 
@@ -171,7 +171,7 @@ class LowRank(Solver[LowRankState]):
     def _rank(self, problem: Problem) -> int:
         return min(self.rank, max(problem.shape))
 
-    def _start(self, problem: Problem, state: LowRankState) -> _Coupling:
+    def _start(self, problem: Problem, state: LowRankState) -> _Factored:
         """Clusters by k-means on each side, softened."""
         generator = torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
         rank, logs = self._rank(problem), []
@@ -216,7 +216,7 @@ def features(problem: Problem) -> tuple[Tensor, Tensor]:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _coupled(problem: Problem, log_x: Tensor, log_y: Tensor) -> _Coupling:
+def _coupled(problem: Problem, log_x: Tensor, log_y: Tensor) -> _Factored:
     """The best plan between given clusters."""
     assert isinstance(problem.geometry, PairGeometry)
     Q, R = problem.a.unsqueeze(-1) * log_x.exp(), problem.b.unsqueeze(-1) * log_y.exp()
@@ -230,7 +230,7 @@ def _coupled(problem: Problem, log_x: Tensor, log_y: Tensor) -> _Coupling:
     f, g = (torch.from_numpy(t).to(T) for t in (result.f, result.g))
     reduced = mean - f.unsqueeze(-1) - g
     onward, back = _shares(T, reduced), _shares(T.mT, reduced.mT)
-    return _Coupling(log_x, log_y, p, q, onward, back, f, g, image, float((T * mean).sum()))
+    return _Factored(log_x, log_y, p, q, onward, back, f, g, image, float((T * mean).sum()))
 
 
 def _softened(shares: Tensor, soft: float) -> Tensor:
@@ -238,7 +238,7 @@ def _softened(shares: Tensor, soft: float) -> Tensor:
     return ((1 - soft) * shares + soft / shares.shape[-1]).log()
 
 
-def _melted(problem: Problem, c: _Coupling | None) -> _Coupling:
+def _melted(problem: Problem, c: _Factored | None) -> _Factored:
     assert c is not None
     return _coupled(problem, _softened(c.log_x.exp(), _MELTED), _softened(c.log_y.exp(), _MELTED))
 
@@ -254,7 +254,7 @@ def _shares(T: Tensor, reduced: Tensor) -> Tensor:
     return torch.where(total > 0, T / _positive(total), cheapest)
 
 
-def _descended(problem: Problem, c: _Coupling, scale: float) -> tuple[_Coupling, float]:
+def _descended(problem: Problem, c: _Factored, scale: float) -> tuple[_Factored, float]:
     """One step of mirror descent that does not raise the cost, if there is one, and the scale for the next."""
     assert isinstance(problem.geometry, PairGeometry)
     Q = problem.a.unsqueeze(-1) * c.log_x.exp()
