@@ -61,8 +61,8 @@ class Hierarchical(Solver[HierarchicalState]):
        that sum: for squared costs a swap gains -2 <dx, dy>, and |dx + dy|^2 = |dx|^2 + |dy|^2 + 2 <dx, dy>.
 
     The first step refines, each further one is a sweep. The plan is a permutation, `plan.argmax()`, and its cost an
-    upper bound. The potentials are a guess from a sample, from which `certificate` proves a lower bound over all pairs,
-    at six passes over them.
+    upper bound. The potentials are a guess from a sample of the matched pairs, from which `certificate` proves a lower
+    bound over all pairs, at a few passes over them.
 
     Takes a `PointCloud` of any cost with n = m and equal masses, without batch axes. Splits and cuts go by the
     factors u and v of an inner-product cost, and by coordinates for others; assignments by the cost itself.
@@ -73,7 +73,7 @@ class Hierarchical(Solver[HierarchicalState]):
         tol: relative gain of a sweep, twice in a row, at which to stop.
         max_iter: the first step and sweeps.
         size: points of a block; larger ones cost more time and leave less to gain.
-        sample: points of each side from which the potentials of the lower bound come.
+        sample: pairs from which the potentials of the lower bound come.
         generator: for the directions; seed 0 when None.
 
     Raises:
@@ -99,7 +99,7 @@ class Hierarchical(Solver[HierarchicalState]):
     tol: float = 1e-4
     max_iter: int = 200
     size: int = 256
-    sample: int = 1000
+    sample: int = 2000
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class Hierarchical(Solver[HierarchicalState]):
         cols = torch.from_numpy(state.cols).to(device)
         plan = SparsePlan(problem.geometry, torch.arange(n, device=device), cols, problem.a.double())
         stats: dict[str, Any] = {"gain": state.gain}
-        return Outcome(plan, *coarse_potentials(problem.double(), self.sample), stats)
+        return Outcome(plan, *coarse_potentials(problem.double(), self.sample, cols), stats)
 
 
 def _cost(problem: Problem, cols: Index) -> float:
