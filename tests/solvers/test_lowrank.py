@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import brenier
-from brenier import KL, CostMatrix, Grid, InvalidInput, PointCloud, Status, solve
-from brenier.costs import Euclidean
+from brenier import KL, CostMatrix, Grid, InvalidInput, Status, solve
 from brenier.solvers import LowRank
 from problems import check_encloses, cloud, weights
 
@@ -148,14 +147,6 @@ def test_cheaper_than_pot_at_equal_rank(case):
     a, cost = np.full(80, 1 / 80), torch.cdist(x, y).square().numpy()
     Q, R, g = ot.lowrank_sinkhorn(x.numpy(), y.numpy(), a, a, rank=10, numItermax=500, warn=False)[:3]
     assert float(solve(x, y, solver=LowRank(rank=10)).value) <= float(((Q / g) @ R.T * cost).sum())
-
-
-def test_other_costs_go_by_tiles():
-    x, y = cloud(30, 2, 1), cloud(20, 2, 2)
-    v = cloud(20, 3, 5)
-    for geometry in (PointCloud(x, y, "euclidean"), PointCloud(x, y), CostMatrix(torch.cdist(x, y))):
-        torch.testing.assert_close(geometry.product(v), geometry.tile() @ v)
-    torch.testing.assert_close(PointCloud(x, y, Euclidean()).T.product(x), torch.cdist(y, x) @ x)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ _POWER = 4  # iterations towards the widest direction of a block, to begin with
 _TURNS = 8  # of the two normals of a split, at most
 _AXES = 8  # random directions that the pairs are cut along in a sweep
 _SETTLED = 1e-12  # of the gain of a split: rounding
-_CHUNK = 1 << 24  # coordinates and costs of blocks that are formed at once
+_CHUNK = 1 << 18  # coordinates or costs of blocks that are formed at once, few enough for a cache
 _QUIET = 2  # sweeps in a row that gain less than the tolerance
 
 
