@@ -84,7 +84,7 @@ class Hierarchical(Solver[HierarchicalState]):
         >>> import torch, brenier
         >>> generator = torch.Generator().manual_seed(0)
         >>> x, y = torch.randn(2, 1000, 2, generator=generator, dtype=torch.float64)
-        >>> solution = brenier.solve(x, y, solver="hierarchical")
+        >>> solution = brenier.solve(x, y + 1, solver="hierarchical")
         >>> int(solution.plan.argmax().unique().numel()), float(solution.certificate.relative_gap) < 0.05
         (1000, True)
 
