@@ -117,7 +117,8 @@ def solve(
             iterations, and "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an
             epsilon up to a hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost,
             is for "symmetric-sinkhorn".
-        tol: marginal error relative to the mass; solvers of regularised problems only.
+        tol: marginal error relative to the mass, for solvers of regularised problems; relative gain of a step, for
+            "low-rank" and "hierarchical".
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
         max_iter: iteration limit (pivots for the network simplex).
