@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import refuse
+from .errors import InvalidInput, refuse
 
 __all__ = [
     "Kind",
@@ -23,7 +23,9 @@ __all__ = [
     "kind_of",
     "matrix_kind",
     "plain",
+    "same_columns",
     "same_place",
+    "same_rows",
     "weights_tensor",
 ]
 
@@ -217,3 +219,31 @@ def matrix_kind(cost: Any) -> Kind:
     if _is_frame(cost):
         return Kind("pandas", cost.index, getattr(cost, "columns", None))
     return kind_of(cost)
+
+
+def same_columns(x: Any, y: Any) -> tuple[Any, Any]:
+    """Frames (and AnnData) are matched by the names of their columns (variables), not by position."""
+    annotated = hasattr(x, "var_names") and hasattr(y, "var_names")
+    names_x, names_y = (getattr(t, "var_names" if annotated else "columns", None) for t in (x, y))
+    if names_x is None or names_y is None or list(names_x) == list(names_y):
+        return x, y
+    if set(names_x) != set(names_y) or len(names_x) != len(names_y):
+        odd = sorted(map(str, set(names_x) ^ set(names_y)))
+        raise InvalidInput(
+            f"x and y: expected frames with the same columns, got {', '.join(odd)} in one of them only. "
+            "Select the shared columns of both."
+        )
+    return x, y[:, list(names_x)] if annotated else y[list(names_x)]
+
+
+def same_rows(weights: Any, points: Any, name: str, points_name: str) -> Any:
+    """A Series of weights is matched to its points by label, not by position."""
+    labels, rows = getattr(weights, "index", None), getattr(points, "obs_names", getattr(points, "index", None))
+    if labels is None or rows is None or callable(labels) or callable(rows) or list(labels) == list(rows):
+        return weights
+    if len(labels) != len(rows) or not (labels.is_unique and set(labels) == set(rows)):
+        raise InvalidInput(
+            f"{name}: expected a Series with the index of {points_name}, got one with other labels. "
+            f"Use {name}.to_numpy() to go by position."
+        )
+    return weights.reindex(rows)

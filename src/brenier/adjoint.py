@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ._inputs import is_count, is_real
 from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
-from .plan import GibbsPlan, Plan, SparsePlan
+from .plan import FactoredPlan, GibbsPlan, Plan, SparsePlan
 from .problem import Problem
 from .schur import SupportInverse, support_inverse
 
@@ -75,6 +75,9 @@ class Envelope(Adjoint):
                     bounded = marginal.clip(potential.detach().to(problem.a)).expand(*plan.batch_shape, -1)
                     reduced = reduced - bounded.gather(-1, lines)
             surrogate = surrogate + (plan.mass.to(reduced.dtype) * reduced).sum(-1)
+        elif isinstance(plan, FactoredPlan):
+            geometry = plan.geometry.with_tensors(*problem.geometry.tensors)
+            surrogate = surrogate + FactoredPlan(geometry, plan.Q, plan.g, plan.R).cost().to(surrogate)
         elif isinstance(plan, GibbsPlan) and problem.epsilon is None:  # <P, C> of a plan that is held fixed
             F, G, epsilon = (t.detach().to(problem.a) for t in (plan.F, plan.G, plan.epsilon))
             soft = problem.geometry.softmin(G.clamp(min=FLOOR), epsilon)

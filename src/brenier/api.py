@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, all_finite, float_tensor, is_count, is_real, matrix_kind
+from ._inputs import Kind, all_finite, float_tensor, is_count, is_real, matrix_kind, same_columns, same_rows
 from .adjoint import Adjoint, Envelope, Unrolled
 from .costs import Arc, Cost, GraphGeodesic, as_cost
 from .errors import InvalidInput, refuse
@@ -26,6 +25,8 @@ from .solvers import (
     DualAscent,
     Fixed,
     GridFlow,
+    Hierarchical,
+    LowRank,
     Matching,
     Monotone,
     Multiscale,
@@ -40,6 +41,7 @@ from .solvers import (
     SymmetricSinkhorn,
     run,
 )
+from .solvers.base import tuned
 from .solvers.entropic.items import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 from .solvers.exact.assignment import match, permutes
@@ -67,6 +69,8 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "dual-ascent": DualAscent,
     "annealing": Annealing,
     "assignment": Assignment,
+    "low-rank": LowRank,
+    "hierarchical": Hierarchical,
 }
 
 
@@ -112,11 +116,13 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing", "assignment", or a
-            `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many iterations, and "newton-path" from
-            there on; beyond 10,000 x 10,000 points in up to three dimensions, at an epsilon up to a hundredth of the
-            mean cost, it is "multiscale". A measure against itself, with a usual cost, is for "symmetric-sinkhorn".
-        tol: marginal error relative to the mass; solvers of regularised problems only.
+            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing", "assignment",
+            "low-rank", "hierarchical", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
+            iterations, and "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an
+            epsilon up to a hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost,
+            is for "symmetric-sinkhorn".
+        tol: marginal error relative to the mass, for solvers of regularised problems; relative gain of a step, for
+            "low-rank" and "hierarchical".
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
             clouds may end early then, and solver="annealing" returns an entropic plan that is good enough.
         max_iter: iteration limit (pivots for the network simplex).
@@ -126,7 +132,7 @@ def solve(
         progress: show a progress bar.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
         timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
-        generator: for solvers that draw random numbers; those listed above draw none.
+        generator: for solvers that draw random numbers, "low-rank" and "hierarchical"; seed 0 without one.
 
     Returns:
         A `Solution`: value, linear_value, dual_value, plan, potentials, map, certificate, status, stats.
@@ -151,7 +157,7 @@ def solve(
         ([0.3333333432674408, 0.3333333432674408, 0.0], 1.666667)
     """
     kind, geometry = _geometry(x, y, cost)
-    a, b = _same_rows(a, x, "a", "x"), _same_rows(b, y, "b", "y")
+    a, b = same_rows(a, x, "a", "x"), same_rows(b, y, "b", "y")
     if not isinstance(adjoint, Adjoint):
         refuse("adjoint", "an Adjoint such as Envelope()", repr(adjoint))
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -163,7 +169,7 @@ def solve(
     )
     truncated = isinstance(adjoint, Unrolled) and adjoint.from_start and solver == "auto"
     chosen, reason = _unrolled(adjoint) if truncated else _choose(solver, problem, gap)
-    chosen = _tuned(chosen, tol, max_iter, gap)
+    chosen = tuned(chosen, tol, max_iter, gap, generator)
     return run(
         problem,
         chosen,
@@ -259,40 +265,12 @@ def _geometry(x: Any, y: Any, cost: Any) -> tuple[Kind, Geometry]:
             "For a cost matrix: solve(CostMatrix(C)).",
         )
     ground = as_cost(cost)
-    x, y = _same_columns(x, y)
+    x, y = same_columns(x, y)
     if isinstance(ground, GraphGeodesic):
         clouds = PointCloud(x, y)  # reads and checks; its own cost is never evaluated
         return clouds.kind, CostMatrix(ground.matrix(clouds.x, clouds.y).to(clouds.x.device))
     cloud = PointCloud(x, y, ground)
     return cloud.kind, cloud
-
-
-def _same_columns(x: Any, y: Any) -> tuple[Any, Any]:
-    """Frames (and AnnData) are matched by the names of their columns (variables), not by position."""
-    annotated = hasattr(x, "var_names") and hasattr(y, "var_names")
-    names_x, names_y = (getattr(t, "var_names" if annotated else "columns", None) for t in (x, y))
-    if names_x is None or names_y is None or list(names_x) == list(names_y):
-        return x, y
-    if set(names_x) != set(names_y) or len(names_x) != len(names_y):
-        odd = sorted(map(str, set(names_x) ^ set(names_y)))
-        raise InvalidInput(
-            f"x and y: expected frames with the same columns, got {', '.join(odd)} in one of them only. "
-            "Select the shared columns of both."
-        )
-    return x, y[:, list(names_x)] if annotated else y[list(names_x)]
-
-
-def _same_rows(weights: Any, points: Any, name: str, points_name: str) -> Any:
-    """A Series of weights is matched to its points by label, not by position."""
-    labels, rows = getattr(weights, "index", None), getattr(points, "obs_names", getattr(points, "index", None))
-    if labels is None or rows is None or callable(labels) or callable(rows) or list(labels) == list(rows):
-        return weights
-    if len(labels) != len(rows) or not (labels.is_unique and set(labels) == set(rows)):
-        raise InvalidInput(
-            f"{name}: expected a Series with the index of {points_name}, got one with other labels. "
-            f"Use {name}.to_numpy() to go by position."
-        )
-    return weights.reindex(rows)
 
 
 def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> tuple[Solver[Any], str]:
@@ -360,21 +338,3 @@ def _clusters(problem: Problem) -> bool:
 def _unrolled(adjoint: Adjoint) -> tuple[Solver[Any], str]:
     assert isinstance(adjoint, Unrolled)
     return Sinkhorn(max_iter=adjoint.k, schedule=Fixed(), relaxation=Plain()), f"the iterations of {adjoint}"
-
-
-def _tuned(solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None) -> Solver[Any]:
-    if gap is not None and not (is_real(gap) and 0 < gap < float("inf")):
-        refuse("gap", "a positive finite number", repr(gap))
-    names = {f.name for f in fields(solver)}
-    changes: dict[str, Any] = {}
-    if tol is not None and "tol" in names:  # exact solvers end at rounding level, below any tolerance
-        changes["tol"] = tol
-    if gap is not None and "gap" in names:  # an exact solver ends below any gap
-        changes["gap"] = gap
-    if max_iter is not None:
-        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-            refuse("max_iter", "a positive integer", repr(max_iter))
-        changes["max_pivots" if "max_pivots" in names else "max_iter"] = max_iter
-    if tol is not None and not (isinstance(tol, int | float) and 0 < tol < float("inf")):
-        refuse("tol", "a positive finite number", repr(tol))
-    return replace(solver, **changes)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._inputs import Kind, is_count, kind_of, matrix_kind, weights_tensor
-from .api import _same_columns, _same_rows, _tuned
+from ._inputs import Kind, is_count, kind_of, matrix_kind, same_columns, same_rows, weights_tensor
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import refuse
 from .geometry import CostMatrix, Geometry, PointCloud
@@ -19,6 +18,7 @@ from .marginals import Exact, Marginal
 from .plan import Plan
 from .problem import Relative
 from .solvers import Solver, run
+from .solvers.base import tuned
 from .solvers.structure.common import as_plan
 from .solvers.structure.gradient import ConditionalGradient
 from .solvers.structure.mirror import Mirror, Proximal
@@ -133,8 +133,8 @@ def gromov_wasserstein(
     problem = Quadratic.between(
         left,
         right,
-        _same_rows(a, x, "a", "x"),
-        _same_rows(b, y, "b", "y"),
+        same_rows(a, x, "a", "x"),
+        same_rows(b, y, "b", "y"),
         features=_read_features(features, feature_cost, left),
         alpha=alpha,
         loss=loss,
@@ -144,7 +144,7 @@ def gromov_wasserstein(
     if generator is not None and not isinstance(generator, torch.Generator):
         refuse("generator", "a torch.Generator or None", type(generator).__name__)
     chosen, reason = _choose(solver, problem)
-    local = _tuned(chosen, tol, max_iter, None)
+    local = tuned(chosen, tol, max_iter, None, generator)
     plans: tuple[Plan, ...] = ()
     if isinstance(starts, int) and is_count(starts):
         count = starts
@@ -235,7 +235,7 @@ def _read_features(features: Any, cost: Any, like: Geometry) -> Geometry | None:
     if isinstance(features, Geometry):
         return features.to(like.dtype)
     if isinstance(features, tuple | list) and len(features) == 2:
-        return PointCloud(*_same_columns(*features), cost).to(like.dtype)
+        return PointCloud(*same_columns(*features), cost).to(like.dtype)
     return CostMatrix(features).to(like.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from ._inputs import Kind, float_tensor, is_count, is_real
 from .errors import refuse
 from .geometry import Geometry
-from .geometry.base import Support
+from .geometry.base import PairGeometry, Support
 
-__all__ = ["Entries", "GibbsPlan", "Plan", "SparsePlan"]
+__all__ = ["Entries", "FactoredPlan", "GibbsPlan", "Plan", "SparsePlan"]
+
+_TILE = 1 << 22  # entries of a factored plan that are formed at once in a search
 
 
 class Entries(NamedTuple):
@@ -344,3 +347,81 @@ class SparsePlan(Plan):
         rank = torch.arange(rows.shape[-1], device=rows.device).expand(rows.shape)
         last = best.scatter_reduce(-1, rows, rank, "amax")
         return torch.where(last >= 0, cols.gather(-1, last.clamp(min=0)), 0)
+
+
+class FactoredPlan(Plan):
+    """P = Q diag(1 / g) R^T of rank r, for Q (n, r), R (m, r) and g (r,), all nonnegative; no batch axes.
+
+    Products take O((n + m) r) time; searches for entries go over all pairs, in tiles. Factors may be kept in float64
+    under a float32 geometry; what users receive has the geometry's dtype.
+    """
+
+    geometry: PairGeometry
+
+    def __init__(self, geometry: PairGeometry, Q: Tensor, g: Tensor, R: Tensor) -> None:
+        self.geometry, self.Q, self.g, self.R = geometry, Q, g, R
+        self._exact = geometry if geometry.dtype == Q.dtype else geometry.to(Q.dtype)
+        self.shape = geometry.shape
+        self.batch_shape = torch.Size()
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factors, at least the rank of P."""
+        return int(self.Q.shape[-1])
+
+    @property
+    def _left(self) -> Tensor:
+        """Q diag(1 / g), where a cluster without mass has none of either side."""
+        return torch.where(self.g > 0, self.Q / torch.where(self.g > 0, self.g, 1), 0)
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return (self._left @ (self.R.mT @ v.to(self.R))).to(v)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        return self.row_sums(), (self._left * self._exact.product(self.R)).sum(-1)
+
+    def row_sums(self) -> Tensor:
+        return self._left @ self.R.sum(0)
+
+    def dense(self) -> Any:
+        return self.kind.matrix((self._left @ self.R.mT).to(self.geometry.dtype))
+
+    def scaled(self, u: Tensor | None = None, v: Tensor | None = None) -> FactoredPlan:
+        Q = self.Q if u is None else self.Q * u.unsqueeze(-1)
+        R = self.R if v is None else self.R * v.unsqueeze(-1)
+        return FactoredPlan(self.geometry, Q, self.g, R)
+
+    def _transpose(self) -> FactoredPlan:
+        return FactoredPlan(self.geometry.T, self.R, self.g, self.Q)
+
+    def to(self, dtype: torch.dtype) -> FactoredPlan:
+        return FactoredPlan(self.geometry.to(dtype), self.Q.to(dtype), self.g.to(dtype), self.R.to(dtype))
+
+    def _tiles(self) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of rows of P, each with the number of its first."""
+        step, left = max(1, _TILE // self.shape[1]), self._left
+        for start in range(0, self.shape[0], step):
+            yield start, left[start : start + step] @ self.R.mT
+
+    def _entries(self, max_per_row: int | None, threshold: float) -> Entries:
+        found = []
+        for start, tile in self._tiles():
+            mass, cols = tile.topk(min(max_per_row or self.shape[1], self.shape[1]), -1)
+            rows = torch.arange(start, start + len(tile), device=tile.device).unsqueeze(-1).expand_as(cols)
+            keep = mass > threshold
+            found.append((rows[keep], cols[keep], mass[keep]))
+        return Entries(*(torch.cat(parts) for parts in zip(*found)))
+
+    def _topk(self, k: int) -> Entries:
+        best, index = self._left.new_zeros(0), torch.zeros(0, dtype=torch.long, device=self.Q.device)
+        for start, tile in self._tiles():
+            mass, place = tile.flatten().topk(min(k, tile.numel()))
+            best, index = torch.cat([best, mass]), torch.cat([index, place + start * self.shape[1]])
+            best, order = best.topk(min(k, len(best)))
+            index = index[order]
+        keep = best > 0
+        best, index = best[keep], index[keep]
+        return Entries(index // self.shape[1], index % self.shape[1], best)
+
+    def _argmax(self) -> Tensor:
+        return torch.cat([tile.argmax(-1) for _, tile in self._tiles()])

@@ -108,8 +108,9 @@ class Solution:
         stats: dict[str, Any],
         adjoint: Adjoint = Envelope(),
         kind: Kind = Kind(),
+        coarse: bool = False,
     ) -> None:
-        self.problem, self._solved = problem, (plan, f, g)
+        self.problem, self._solved, self._coarse = problem, (plan, f, g), coarse
         self.statuses, self.stats, self.adjoint, self.kind = statuses, stats, adjoint, kind
         self._grad = torch.is_grad_enabled()
 
@@ -206,8 +207,13 @@ class Solution:
 
     @cached_property
     def dual_value(self) -> Any:
-        """The dual function at the potentials: a lower bound of the minimum, (*batch,)."""
+        """The dual function at the potentials: a lower bound of the minimum, (*batch,).
+
+        Solvers that never look at all pairs have coarse potentials: theirs are made feasible, as by `certificate`.
+        """
         with torch.no_grad():
+            if self._coarse:
+                return self.kind.array(self.certificate.dual.to(self.problem.a.dtype))
             p = self._double
             (left, right), (side_a, side_b) = p.marginals, p.sides
             total = left.dual(self.f.double(), side_a) + right.dual(self.g.double(), side_b)

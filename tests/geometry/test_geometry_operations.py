@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brenier import CostMatrix, Geometry, Grid, PointCloud
 from brenier.geometry import Factored
+from brenier.geometry.base import PairGeometry
 from brenier.kernels.reference import memory_budget
 from problems import COSTS, array, assert_close, cloud, rng
 
@@ -137,6 +138,15 @@ def test_operations(name: str) -> None:
     i, j = rng(3).integers(0, n, (*batch, 4)), rng(4).integers(0, m, (*batch, 4))
     at = np.take_along_axis(C.reshape(*batch, -1), i * m + j, -1)
     assert_close(geometry.cost_at(torch.from_numpy(i), torch.from_numpy(j)), at, atol=1e-9 * scale, what="cost at")
+
+
+@pytest.mark.usefixtures("_budget")
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_products(name: str) -> None:
+    geometry, C = CASES[name]
+    if isinstance(geometry, PairGeometry):
+        v = rng(5).normal(size=(C.shape[1], 3))
+        assert_close(geometry.product(torch.from_numpy(v)), C @ v, atol=1e-9 * np.abs(C).sum(), what="product")
 
 
 @pytest.mark.usefixtures("_budget")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Boxes", "Clusters"]
+__all__ = ["Boxes", "Clusters", "sorted_within"]
 
 Array = NDArray[np.float64]
 
@@ -40,24 +40,23 @@ class Clusters:
         self._moments: tuple[int, dict[int, Array], dict[int, Array]] | None = None
 
     @classmethod
-    def of(cls, points: Array) -> Clusters:
-        """Split each cluster at the median of its widest coordinate, down to 4 to 8 points: O(n log^2 n) time."""
+    def of(cls, points: Array, smallest: int = _SMALLEST) -> Clusters:
+        """Split each cluster at the median of its widest coordinate, down to 4 to 8 points: O(n log^2 n) time.
+
+        Args:
+            points: (n, d) in any order.
+            smallest: points of a cluster at the bottom, instead of 4; fewer than twice as many, in any case.
+        """
         n = len(points)
-        deepest = max(0, int(math.log2(n / _SMALLEST))) if n >= _SMALLEST else 0
+        deepest = max(0, int(math.log2(n / smallest))) if n >= smallest else 0
         order = np.arange(n)
         points = np.ascontiguousarray(points, dtype=np.float64)
         for depth in range(deepest):
             starts = _starts(n, depth)
             low, high = np.minimum.reduceat(points, starts[:-1]), np.maximum.reduceat(points, starts[:-1])
             wide = (high - low).argmax(1)
-            width, low = (np.take_along_axis(t, wide[:, None], 1)[:, 0] for t in (high - low, low))
-            sizes = np.diff(starts)
-            flat = np.arange(n) * points.shape[1] + np.repeat(wide, sizes)
-            # the integer part of the key is the cluster, the fraction the place in it
-            scale = np.divide(1 - 1e-9, width, out=np.zeros_like(width), where=width > 0)
-            key = (points.ravel()[flat] - np.repeat(low, sizes)) * np.repeat(scale, sizes)
-            key += np.repeat(np.arange(len(wide)), sizes)
-            split = key.argsort()
+            flat = np.arange(n) * points.shape[1] + np.repeat(wide, np.diff(starts))
+            split = sorted_within(points.ravel()[flat], starts)
             order, points = order[split], points[split]
         return cls(points, order, deepest)
 
@@ -140,6 +139,17 @@ class Clusters:
         sizes = np.diff(self.starts(depth + 1))
         left = (sizes[::2] / (sizes[::2] + sizes[1::2]))[:, None]
         return left, 1 - left
+
+
+def sorted_within(values: Array, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order (n,) that sorts values (n,) inside each run starts[i] .. starts[i + 1] - 1."""
+    sizes = np.diff(starts)
+    low, high = np.minimum.reduceat(values, starts[:-1]), np.maximum.reduceat(values, starts[:-1])
+    # the integer part of the key is the run, the fraction the place in it
+    scale = np.divide(1 - 1e-9, high - low, out=np.zeros_like(low), where=high > low)
+    key = (values - np.repeat(low, sizes)) * np.repeat(scale, sizes)
+    key += np.repeat(np.arange(len(sizes)), sizes)
+    return key.argsort()
 
 
 def _inverse(spread: Array) -> Array:

@@ -30,6 +30,8 @@ from .gaussian.mixture import (
     mixture_transport,
 )
 from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
+from .hierarchical import Hierarchical
+from .lowrank import LowRank
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 from .structure.gradient import ConditionalGradient
@@ -62,6 +64,8 @@ __all__ = [
     "GridFlow",
     "GromovSolution",
     "Halving",
+    "Hierarchical",
+    "LowRank",
     "Matching",
     "Method",
     "Mirror",

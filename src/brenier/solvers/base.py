@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from ..problem import Problem
 from ..solution import Solution, Status
 from ..structure import Quadratic
 
-__all__ = ["Outcome", "Solver", "run", "time_is_up"]
+__all__ = ["Outcome", "Solver", "run", "time_is_up", "tuned"]
 
 State = TypeVar("State")
 
@@ -67,6 +67,7 @@ class Solver(ABC, Generic[State]):
     name: ClassVar[str]
     regularized: ClassVar[bool] = False  # whether it takes a problem with a regularizer, and only such
     quadratic: ClassVar[bool] = False  # whether it takes a `Quadratic`, and only such
+    coarse: ClassVar[bool] = False  # whether its potentials are a guess that c-transforms have yet to make feasible
     max_iter: int = 1
 
     def __post_init__(self) -> None:
@@ -182,7 +183,9 @@ def run(
         "epsilon": None if fixed.epsilon is None else _number(fixed.epsilon),
         **stats,
     }
-    solution = answer(problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind)
+    solution = answer(
+        problem, plan, f, g, statuses=statuses, stats=stats, adjoint=adjoint, kind=kind, coarse=solver.coarse
+    )
     if not solution.status.ok:
         failed = sum(not s.ok for s in statuses)
         message = f"{solver.name}: {solution.status.value} (after {stats['n_iter']} iterations"
@@ -252,6 +255,29 @@ def _check_terms(problem: Problem, solver: Solver[Any]) -> None:
 def _number(t: Tensor) -> float | list[float]:
     values: float | list[float] = t.tolist()
     return values
+
+
+def tuned(
+    solver: Solver[Any], tol: float | None, max_iter: int | None, gap: float | None, generator: torch.Generator | None
+) -> Solver[Any]:
+    """A solver with what the user of a front door has said, where it has such a field; the rest is checked too."""
+    if gap is not None and not (is_real(gap) and 0 < gap < float("inf")):
+        refuse("gap", "a positive finite number", repr(gap))
+    names = {f.name for f in fields(solver)}
+    changes: dict[str, Any] = {}
+    if tol is not None and "tol" in names:  # exact solvers end at rounding level, below any tolerance
+        changes["tol"] = tol
+    if gap is not None and "gap" in names:  # an exact solver ends below any gap
+        changes["gap"] = gap
+    if generator is not None and "generator" in names:
+        changes["generator"] = generator
+    if max_iter is not None:
+        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+            refuse("max_iter", "a positive integer", repr(max_iter))
+        changes["max_pivots" if "max_pivots" in names else "max_iter"] = max_iter
+    if tol is not None and not (isinstance(tol, int | float) and 0 < tol < float("inf")):
+        refuse("tol", "a positive finite number", repr(tol))
+    return replace(solver, **changes)
 
 
 class _progress:

@@ -15,7 +15,10 @@ from ..base import check_number, run
 from .sinkhorn import Sinkhorn
 from .start import Start
 
-__all__ = ["SubsampleStart"]
+__all__ = ["SubsampleStart", "coarse_potentials"]
+
+# Of the mean cost: the epsilon whose potentials go best from a part to the whole, for parts drawn apart and for pairs.
+_APART, _PAIRED = 0.03, 0.01
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class SubsampleStart(Start):
         assert problem.epsilon is not None
         generator = torch.Generator().manual_seed(self.seed)
         rows, cols = (self._drawn(w, generator) for w in (problem.a, problem.b))
+        return self._extended(problem, rows, cols)
+
+    def _extended(self, problem: Problem, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+        """The potentials of a part, for all points."""
+        assert problem.epsilon is not None
         geometry, a, b = problem.geometry, _scaled(problem.a, rows), _scaled(problem.b, cols)
         small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b)
         inner = run(small, Sinkhorn(tol=self.tol, max_iter=self.max_iter), warn=False)
@@ -71,6 +79,27 @@ class SubsampleStart(Start):
         share = (weights / weights.sum(-1, keepdim=True)).reshape(-1, weights.shape[-1]).mean(0).cpu()
         count = min(self.size, int((share > 0).sum()))
         return torch.multinomial(share, count, generator=generator).sort().values.to(weights.device)
+
+
+def coarse_potentials(problem: Problem, size: int, partner: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Potentials for a lower bound on a problem without epsilon: those of an entropic one, from a part of the points.
+
+    They are near feasible only; two hard c-transforms over all pairs (`certify`) make them a proof. O((n + m) k d) time
+    for k = `size` points of each side.
+
+    Args:
+        problem: without batch axes.
+        size: points of each side, at most.
+        partner: (n,) of a nearly optimal permutation. The part is made of its pairs then: potentials of the whole are
+            among those of such a part, where the two sides of others do not even fit.
+    """
+    start = SubsampleStart(size=size)
+    generator = torch.Generator().manual_seed(start.seed)
+    rows = start._drawn(problem.a, generator)
+    cols = start._drawn(problem.b, generator) if partner is None else partner[rows]
+    scale = problem.geometry.part(rows, cols).mean_cost().abs()
+    epsilon = torch.where(scale > 0, (_APART if partner is None else _PAIRED) * scale, 1)
+    return start._extended(replace(problem, epsilon=epsilon), rows, cols)
 
 
 def _scaled(weights: Tensor, index: Tensor) -> Tensor:
