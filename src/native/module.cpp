@@ -77,6 +77,19 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
                         basis.n_iter, basis.optimal);
 }
 
+auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_t> demand, Vector<double> g) {
+  const brenier::TransportProblem problem{
+      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      supply.data(), demand.data(), nullptr, g.data()};
+  Poll poll{nb::none()};
+  std::vector<double> smoothed;
+  {
+    nb::gil_scoped_release nogil;
+    smoothed = brenier::smoothed_duals(problem, [&poll] { return poll(); });
+  }
+  return to_numpy(std::move(smoothed));
+}
+
 using brenier::ListedTransport;
 using Integers = Vector<std::int64_t>;
 using Doubles = Vector<double>;
@@ -168,6 +181,7 @@ NB_MODULE(_native, module) {
   module.doc() = "The compiled kernels: network simplex, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  module.def("smoothed_duals", &smoothed_duals, "cost"_a.noconvert(), "supply"_a, "demand"_a, "g"_a);
   bind_listed_transport(module);
   bind_assignment<float>(module);
   bind_assignment<double>(module);

@@ -385,6 +385,15 @@ class DenseSimplex : PivotList {
     near_.resize(static_cast<std::size_t>(m_) + 1);
   }
 
+  std::vector<double> smoothed() {
+    start_duals(problem_.f, problem_.g);
+    std::vector<Arc> arcs = first_list();
+    smooth_duals(arcs);
+    std::vector<double> g(m_, 0.0);
+    for (Index j : cols_) g[j] = -p_cols()[j];
+    return g;
+  }
+
   TransportBasis solve() {
     start();
     bool optimal = false;
@@ -409,18 +418,17 @@ class DenseSimplex : PivotList {
   // ------------------------------------------------------------------------------------------------------ start
 
   void start() {
-    bool smooth = false;
+    bool sampled = false;
     if (problem_.f || problem_.g) {
       start_duals(problem_.f, problem_.g);
     } else if (static_cast<Index>(rows_.size() + cols_.size()) < sample_least || stop_()) {
       start_duals(nullptr, nullptr);
     } else {
       start_duals(nullptr, sample_duals().data());
-      smooth = true;
+      sampled = true;
     }
-
     std::vector<Arc> arcs = first_list();
-    if (smooth && !stop_()) smooth_duals(arcs);
+    if (sampled && !stop_()) smooth_duals(arcs);
     keep_duals();
     double scale = 0;
     for (Index i : rows_) scale = std::max(scale, std::abs(p_[i]));
@@ -760,6 +768,10 @@ std::int64_t ListedTransport::add(const Arcs& offer) { return simplex_->add(offe
 TransportBasis ListedTransport::basis() const { return simplex_->basis(); }
 std::int64_t ListedTransport::size() const { return simplex_->size(); }
 double ListedTransport::tolerance() const { return simplex_->tolerance(); }
+
+std::vector<double> smoothed_duals(const TransportProblem& problem, const std::function<bool()>& stop) {
+  return DenseSimplex(problem, std::numeric_limits<std::int64_t>::max(), stop).smoothed();
+}
 
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop) {
