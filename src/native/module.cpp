@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "assignment.hpp"
+#include "distances.hpp"
 #include "network_simplex.hpp"
 
 namespace brenier {
@@ -88,6 +89,15 @@ auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_
     smoothed = brenier::smoothed_duals(problem, [&poll] { return poll(); });
   }
   return to_numpy(std::move(smoothed));
+}
+
+using Writable = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void distances(Matrix x, Matrix y, bool squares, int threads, Writable out) {
+  Poll poll{nb::none()};
+  nb::gil_scoped_release nogil;
+  brenier::distances(x.data(), y.data(), out.data(), x.shape(0), y.shape(0), x.shape(1), squares, threads,
+                     [&poll] { poll(); });
 }
 
 using brenier::ListedTransport;
@@ -181,6 +191,8 @@ NB_MODULE(_native, module) {
   module.doc() = "The compiled kernels: network simplex, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "squares"_a, "threads"_a,
+             "out"_a.noconvert());
   module.def("smoothed_duals", &smoothed_duals, "cost"_a.noconvert(), "supply"_a, "demand"_a, "g"_a);
   bind_listed_transport(module);
   bind_assignment<float>(module);

@@ -21,14 +21,8 @@
 #include <numeric>
 #include <utility>
 
+#include "inline.hpp"
 #include "spanning_tree.hpp"
-
-// One binary for several instruction sets: the loader picks the widest that the processor has.
-#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
-#define BRENIER_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define BRENIER_SIMD_CLONES
-#endif
 
 namespace brenier {
 namespace {
