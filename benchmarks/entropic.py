@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -101,7 +102,8 @@ class Worker:
             if line is None:
                 code = self.process.wait()
                 self.process = None
-                return {"ok": False, "reason": "memory" if code == -9 else f"the process ended with {code}"}
+                reasons = {-signal.SIGKILL: "memory", -signal.SIGXCPU: "time-out"}
+                return {"ok": False, "reason": reasons.get(code, f"the process ended with {code}")}
             message: Record = json.loads(line)
             if "clock" not in message:
                 return message

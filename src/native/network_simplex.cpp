@@ -10,7 +10,8 @@
 // - Pivots look at a short list of promising arcs. When it is optimal all arcs are priced, what violates joins the
 //   list, and so on until nothing does.
 // - On a cost matrix the first duals are those of a smaller problem on a sample of the rows and columns, solved in
-//   the same way, and the first tree is greedy for them. Without a matrix the caller brings duals and arcs.
+//   the same way, then smoothed as by Sinkhorn (1967) on the list, and the first tree is greedy for them. Without a
+//   matrix the caller brings duals and arcs.
 
 #include "network_simplex.hpp"
 

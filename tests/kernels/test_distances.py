@@ -15,8 +15,8 @@ def test_distances_of_known_points():
     assert distances(x, y, 2).tolist() == [[4.0] * 3, [0.0] * 3]
 
 
-@pytest.mark.parametrize("p, name", [(1, "cityblock"), (2, "euclidean")])
-@pytest.mark.parametrize("n, m, d", [(0, 3, 16), (3, 0, 16), (1, 1, 16), (17, 5, 33), (40, 130, 784), (5, 6, 3)])
+@pytest.mark.parametrize(("p", "name"), [(1, "cityblock"), (2, "euclidean")])
+@pytest.mark.parametrize(("n", "m", "d"), [(0, 3, 16), (3, 0, 16), (1, 1, 16), (17, 5, 33), (40, 130, 784), (5, 6, 3)])
 def test_distances_agree_with_scipy(n, m, d, p, name):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(n, d)), rng.normal(size=(m, d))
