@@ -263,6 +263,7 @@ def test_bad_input(engine):
         assignment(cost, engine="gpu")
 
 
+@pytest.mark.skipif(native is None, reason="native engine not built")
 @pytest.mark.parametrize("kind", ["uniform", "integers", "clusters", "constant", "forbidden"])
 def test_large_problems_start_from_a_sample(kind):
     n, rng = 520, np.random.default_rng(3)

@@ -72,8 +72,8 @@ def assignment(
         raise ValueError("expected finite duals g (count, m) only for n = m, all pairs and no price")
     if native is not None and engine != "reference":
         if g is None and n == m == pairs and n >= _SAMPLED and price == np.inf and cost.dtype == np.float64:
-            starts = [_sampled_duals(one) for one in cost]
-            g = None if any(start is None for start in starts) else np.stack(starts)
+            starts = [start for one in cost if (start := _sampled_duals(one)) is not None]
+            g = np.stack(starts) if len(starts) == count else None
         cols, f, v, level, found = native.assignment(cost, g, pairs, price, torch.get_num_threads())
         return AssignmentResult(cols.reshape(count, n), f.reshape(count, n), v.reshape(count, m), level, found)
     cols, f, v = np.empty((count, n), np.int64), np.empty((count, n)), np.empty((count, m))
