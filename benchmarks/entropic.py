@@ -28,6 +28,7 @@ import json
 import math
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,8 @@ class Worker:
             if line is None:
                 code = self.process.wait()
                 self.process = None
-                return {"ok": False, "reason": "memory" if code == -9 else f"the process ended with {code}"}
+                reasons = {-signal.SIGKILL: "memory", -signal.SIGXCPU: "time-out"}
+                return {"ok": False, "reason": reasons.get(code, f"the process ended with {code}")}
             message: Record = json.loads(line)
             if "clock" not in message:
                 return message
@@ -127,10 +129,17 @@ def read(path: Path) -> dict[tuple[Any, ...], Record]:
     return {key(r): r for r in records}
 
 
+def append(record: Record, records: dict[tuple[Any, ...], Record], path: Path) -> None:
+    """Keep a record, in the file too."""
+    records[key(record)] = record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def run_cells(options: argparse.Namespace, records: dict[tuple[Any, ...], Record]) -> None:
     """Run what is not in the records yet, and append it to their file."""
     workers: dict[str, Worker] = defaultdict(lambda: Worker(options.threads))
-    options.records.parent.mkdir(parents=True, exist_ok=True)
     try:
         for n in options.sizes:
             for name in options.sets:
@@ -184,9 +193,7 @@ def run_problem(
             if answer.get("reason") == "time-out" and METHODS[method].slower_when_harder:
                 late.add((method, task))
             record = request | {"library": METHODS[method].library, "limit": patience} | answer
-            records[key(record)] = record
-            with options.records.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(record, records, options.records)
             shown = f"{record['seconds']:9.3f} s, error {record['error']:.1e}" if record["ok"] else record["reason"]
             print(f"{n:5} {name:24} {task:9} {request['level']:<7g} {method:32} {shown}", flush=True)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rivals import judge, problems
+from rivals import exact, judge, problems
 from rivals.methods import MARGINAL_TOL, METHODS, Goal, quiet
 
 _SHORT = 2.0  # seconds; shorter runs are repeated three times
@@ -92,6 +92,8 @@ def main() -> None:
         try:
             if request["task"] == "optimum":
                 say({"ok": True, "optimum": optimum(problem_at(request["path"]))})
+            elif request["task"] == "exact":
+                say(exact.solve(request, say))
             else:
                 say(solve(request, say))
         except MemoryError:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
+from .kernels.distances import distances
 
 __all__ = [
     "Arc",
@@ -205,16 +206,12 @@ class Mahalanobis(InnerProductCost):
             )
 
 
-def _cdist(x: Tensor, y: Tensor, p: float) -> Tensor:
-    return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 class _EuclideanBlock(torch.autograd.Function):
     """All distances of two clouds, with derivatives of any order that hold nothing of size n x m x d."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        distance = _cdist(x, y, 2.0)
+        distance = distances(x, y, 2.0)
         ctx.save_for_backward(x, y, distance)
         return distance
 
@@ -247,7 +244,7 @@ class Lp(Cost):
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
         if not ((x.requires_grad or y.requires_grad) and torch.is_grad_enabled()):
-            return self._power(_cdist(x, y, self.p))
+            return self._power(distances(x, y, self.p))
         if self.p == 2:
             return self._power(_EuclideanBlock.apply(x, y))
         return super().block(x, y)  # cdist has no second derivative

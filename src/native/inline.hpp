@@ -1,4 +1,5 @@
-// Loops that the compiler unrolls, so that small arrays of vectors become registers.
+// What the compiler is told: to unroll loops, so that small arrays of vectors become registers; to compile for several
+// processors.
 #pragma once
 
 #include <type_traits>
@@ -12,6 +13,13 @@
 #define BRENIER_INLINE inline
 #define BRENIER_INLINE_LAMBDA
 #define BRENIER_NOINLINE
+#endif
+
+// One binary for several instruction sets: the loader picks the widest that the processor has.
+#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
+#define BRENIER_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define BRENIER_SIMD_CLONES
 #endif
 
 namespace brenier {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "assignment.hpp"
+#include "distances.hpp"
 #include "graph_flow.hpp"
 #include "network_simplex.hpp"
 
@@ -76,6 +77,28 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
   return nb::make_tuple(to_numpy(std::move(basis.rows)), to_numpy(std::move(basis.cols)),
                         to_numpy(std::move(basis.flow)), to_numpy(std::move(basis.f)), to_numpy(std::move(basis.g)),
                         basis.n_iter, basis.optimal);
+}
+
+auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_t> demand, Vector<double> g) {
+  const brenier::TransportProblem problem{
+      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      supply.data(), demand.data(), nullptr, g.data()};
+  Poll poll{nb::none()};
+  std::vector<double> smoothed;
+  {
+    nb::gil_scoped_release nogil;
+    smoothed = brenier::smoothed_duals(problem, [&poll] { return poll(); });
+  }
+  return to_numpy(std::move(smoothed));
+}
+
+using Writable = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void distances(Matrix x, Matrix y, bool squares, int threads, Writable out) {
+  Poll poll{nb::none()};
+  nb::gil_scoped_release nogil;
+  brenier::distances(x.data(), y.data(), out.data(), x.shape(0), y.shape(0), x.shape(1), squares, threads,
+                     [&poll] { poll(); });
 }
 
 using brenier::ListedTransport;
@@ -198,6 +221,9 @@ NB_MODULE(_native, module) {
   module.doc() = "The compiled kernels: network simplex, flows on graphs, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "squares"_a, "threads"_a,
+             "out"_a.noconvert());
+  module.def("smoothed_duals", &smoothed_duals, "cost"_a.noconvert(), "supply"_a, "demand"_a, "g"_a);
   bind_listed_transport(module);
   module.def("graph_flow", &graph_flow, "tails"_a, "heads"_a, "cost"_a, "supply"_a, "tree"_a, "max_iter"_a,
              "interrupt"_a.none());

@@ -10,7 +10,8 @@
 // - Pivots look at a short list of promising arcs. When it is optimal all arcs are priced, what violates joins the
 //   list, and so on until nothing does.
 // - On a cost matrix the first duals are those of a smaller problem on a sample of the rows and columns, solved in
-//   the same way, and the first tree is greedy for them. Without a matrix the caller brings duals and arcs.
+//   the same way, then smoothed as by Sinkhorn (1967) on the list, and the first tree is greedy for them. Without a
+//   matrix the caller brings duals and arcs.
 
 #include "network_simplex.hpp"
 
@@ -21,14 +22,8 @@
 #include <numeric>
 #include <utility>
 
+#include "inline.hpp"
 #include "spanning_tree.hpp"
-
-// One binary for several instruction sets: the loader picks the widest that the processor has.
-#if defined(__x86_64__) && defined(__GLIBC__) && (!defined(__clang__) || __clang_major__ >= 14)
-#define BRENIER_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define BRENIER_SIMD_CLONES
-#endif
 
 namespace brenier {
 namespace {
@@ -37,8 +32,12 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double rounding = 64 * std::numeric_limits<double>::epsilon();
 
 constexpr Index first_width = 24;     // arcs per line on the first list
+constexpr int smooth_stages = 3;      // temperatures at which the first duals are smoothed, each half of the other
+constexpr int smooth_sweeps = 8;      // scalings of rows and columns at each
+constexpr double smooth_start = 0.25; // first temperature, over the reduced cost at which a row's list ends
 constexpr Index extra_width = 16;     // violators per line that one pricing may add
 constexpr Index list_limit = 128;     // arcs per line above which the list drops its worse half
+constexpr int bisections = 16;        // in the search for what the least `width` values of a row reach
 constexpr Index tie_limit = 8;        // times its width that a row may list
 constexpr Index block_rows = 256;     // rows of the list that are priced between pivots
 constexpr Index poll_every = 16;      // pivots, or dense rows, between two polls
@@ -73,6 +72,26 @@ BRENIER_SIMD_CLONES
 void lower_columns(const double* cost, double f, Index m, double* g) {
 #pragma omp simd
   for (Index j = 0; j < m; ++j) g[j] = std::min(g[j], cost[j] - f);
+}
+
+// How many of the values are at most `limit`.
+BRENIER_SIMD_CLONES
+Index count_up_to(const double* values, Index size, double limit) {
+  double count = 0;
+#pragma omp simd reduction(+ : count)
+  for (Index k = 0; k < size; ++k) count += values[k] <= limit ? 1.0 : 0.0;
+  return static_cast<Index>(count);
+}
+
+// The columns of a dense row with c_ij + p_j up to `limit`; returns their number.
+BRENIER_SIMD_CLONES
+Index columns_up_to(const double* cost, const double* p, Index m, double limit, Index* cols) {
+  Index count = 0;
+  for (Index j = 0; j < m; ++j) {
+    cols[count] = j;
+    count += cost[j] + p[j] <= limit;
+  }
+  return count;
 }
 
 struct Arc {
@@ -358,6 +377,16 @@ class DenseSimplex : PivotList {
     extra_ = static_cast<Index>(std::min<double>(m_, std::ceil(extra_width * per_row)));
     classes_ = std::max(128, std::min(4 * first_, m_));
     minima_.resize(classes_);
+    near_.resize(static_cast<std::size_t>(m_) + 1);
+  }
+
+  std::vector<double> smoothed() {
+    start_duals(problem_.f, problem_.g);
+    std::vector<Arc> arcs = first_list();
+    smooth_duals(arcs);
+    std::vector<double> g(m_, 0.0);
+    for (Index j : cols_) g[j] = -p_cols()[j];
+    return g;
   }
 
   TransportBasis solve() {
@@ -384,22 +413,20 @@ class DenseSimplex : PivotList {
   // ------------------------------------------------------------------------------------------------------ start
 
   void start() {
+    bool sampled = false;
     if (problem_.f || problem_.g) {
       start_duals(problem_.f, problem_.g);
     } else if (static_cast<Index>(rows_.size() + cols_.size()) < sample_least || stop_()) {
       start_duals(nullptr, nullptr);
     } else {
       start_duals(nullptr, sample_duals().data());
+      sampled = true;
     }
-
-    std::vector<Arc> arcs;
-    double scale = 0;
-    for (Index i : rows_) {
-      shortlist(i, first_, infinity, arcs);
-      scale = std::max(scale, std::abs(p_[i]));
-      poll(i);
-    }
+    std::vector<Arc> arcs = first_list();
+    if (sampled && !stop_()) smooth_duals(arcs);
     keep_duals();
+    double scale = 0;
+    for (Index i : rows_) scale = std::max(scale, std::abs(p_[i]));
     GreedyTree greedy(tree_, rows_, cols_, problem_.supply, problem_.demand, n_, m_);
     greedy.ship_in_order(arcs, rounding * scale);
 
@@ -436,20 +463,82 @@ class DenseSimplex : PivotList {
   // Feasible duals by c-transforms, from g, else from f, else from zero: each row and column gets a tight arc.
   void start_duals(const double* f, const double* g) {
     if (f && !g) {
-      for (Index i : rows_) p_[i] = f[i];
-      transform_columns();
+      transform_columns([f](Index i) { return f[i]; });
     } else {
       for (Index j : cols_) p_cols()[j] = g ? -g[j] : 0.0;
     }
-    for (Index i : rows_) p_[i] = row_minimum(i), poll(i);
-    transform_columns();
+    transform_columns([this](Index i) { return row_minimum(i); });
     std::fill(least_.begin(), least_.end(), 0.0);
   }
 
-  void transform_columns() {
+  // The greatest duals of the columns, for duals f(i) of the rows.
+  template <class Dual>
+  void transform_columns(Dual f) {
     std::vector<double> g(m_, infinity);
-    for (Index i : rows_) lower_columns(row_cost(i), p_[i], m_, g.data()), poll(i);
+    for (Index i : rows_) p_[i] = f(i), lower_columns(row_cost(i), p_[i], m_, g.data()), poll(i);
     for (Index j : cols_) p_cols()[j] = -g[j];
+  }
+
+  // About `first_` arcs of small reduced cost of each row, which gets its greatest dual.
+  std::vector<Arc> first_list() {
+    std::vector<Arc> arcs;
+    arcs.reserve(rows_.size() * static_cast<std::size_t>(first_ + first_ / 2));
+    for (Index i : rows_) {
+      p_[i] = infinity;
+      shortlist(i, first_, infinity, arcs);
+      poll(i);
+    }
+    return arcs;
+  }
+
+  // The duals of a sample are wrong where it has few lines. A few scalings of rows and columns, as of an entropic
+  // problem on the list, balance near lines with each other. They move no dual by more than the list reaches. Duals and
+  // list are kept if their value is less.
+  void smooth_duals(std::vector<Arc>& arcs) {
+    std::vector<double> weight(arcs.size()), v(m_, 1.0), sum(m_);
+    double reach = 0;
+    for (std::size_t k = 0, end; k < arcs.size(); k = end) {
+      double longest = 0;
+      for (end = k; end < arcs.size() && arcs[end].row == arcs[k].row; ++end)
+        longest = std::max(longest, arcs[end].reduced);
+      reach += longest / static_cast<double>(rows_.size());
+    }
+    if (!(reach > 0)) return;
+    double epsilon = smooth_start * reach;
+    for (std::size_t k = 0; k < arcs.size(); ++k) weight[k] = std::exp(-arcs[k].reduced / epsilon);
+    for (int stage = 0; stage < smooth_stages; ++stage) {
+      if (stage > 0) {  // half the temperature: squares
+        epsilon /= 2;
+        for (double& w : weight) w *= w;
+        for (double& x : v) x *= x;
+      }
+      const double most = std::exp(reach / epsilon);
+      for (int sweep = 0; sweep < smooth_sweeps; ++sweep) {
+        std::fill(sum.begin(), sum.end(), 0.0);
+        for (std::size_t k = 0, end; k < arcs.size(); k = end) {
+          double met = 0;
+          for (end = k; end < arcs.size() && arcs[end].row == arcs[k].row; ++end) met += weight[end] * v[arcs[end].col];
+          const double scale = static_cast<double>(problem_.supply[arcs[k].row]) / met;
+          for (std::size_t t = k; t < end; ++t) sum[arcs[t].col] += weight[t] * scale;
+        }
+        for (Index j : cols_)
+          if (sum[j] > 0) v[j] = std::clamp(static_cast<double>(problem_.demand[j]) / sum[j], 1 / most, most);
+      }
+    }
+
+    const double value = dual_value();
+    std::vector<double> before = p_;
+    for (Index j : cols_) p_cols()[j] -= epsilon * std::log(v[j]);
+    std::vector<Arc> smoothed = first_list();
+    if (dual_value() > value) arcs.swap(smoothed);
+    else p_.swap(before);
+  }
+
+  double dual_value() const {
+    double value = 0;
+    for (Index i : rows_) value += p_[i] * static_cast<double>(problem_.supply[i]);
+    for (Index j : cols_) value -= p_[n_ + j] * static_cast<double>(problem_.demand[j]);
+    return value;
   }
 
   // Duals g of the problem on a sample of rows and columns, drawn in proportion to mass; -inf off the sample.
@@ -496,23 +585,37 @@ class DenseSimplex : PivotList {
   }
 
   // Append the arcs of row i with reduced cost up to `limit`, but only about `width` of the least; returns the
-  // least of all. The width-th least class minimum is at least the width-th least entry, and nearly as small, so
-  // only few classes need a second look.
+  // least of all. What `width` class minima reach, at least as many entries do, and few more.
   double shortlist(Index i, Index width, double limit, std::vector<Arc>& arcs) {
-    const double least = row_minimum(i) - p_[i];
+    const double minimum = row_minimum(i);
+    if (p_[i] == infinity) p_[i] = minimum;
+    const double least = minimum - p_[i];
     if (!(least <= limit)) return least;
-    ranked_ = minima_;
-    std::nth_element(ranked_.begin(), ranked_.begin() + (width - 1), ranked_.end());
-    limit = std::min({limit, ranked_[width - 1] - p_[i], std::numeric_limits<double>::max()});
-    // Ties could make the list as large as the matrix: a row stops early, and each begins with another class.
-    const std::size_t enough = arcs.size() + tie_limit * static_cast<std::size_t>(width);
-    for (Index step = 0; step < classes_ && arcs.size() < enough; ++step) {
-      const Index k = (i + step) % classes_;
-      if (!(minima_[k] - p_[i] <= limit)) continue;
-      for (Index j = k; j < m_; j += classes_)
-        if (const double cost = row_cost(i)[j], r = reduced(i, j, cost); r <= limit) arcs.push_back({i, j, cost, r});
+    limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
+    // Rounding may put an entry on the other side of the sum: the reduced cost decides.
+    const double bound = limit + p_[i] + rounding * (std::abs(limit) + std::abs(p_[i]));
+    const Index count = columns_up_to(row_cost(i), p_cols(), m_, bound, near_.data());
+    // Ties could make the list as large as the matrix: a row takes some of them, here and there.
+    const Index some = std::min(count, tie_limit * width);
+    for (Index step = 0; step < some; ++step) {
+      const Index j = near_[some == count ? step : (i + static_cast<std::int64_t>(step) * count / some) % count];
+      if (const double cost = row_cost(i)[j], r = reduced(i, j, cost); r <= limit) arcs.push_back({i, j, cost, r});
     }
     return least;
+  }
+
+  // A value that `width` of the class minima reach, and not many more of them but for ties; by bisection.
+  double reach_of(Index width) const {
+    double low = infinity, high = -infinity;
+    for (double value : minima_)
+      if (value < infinity) low = std::min(low, value), high = std::max(high, value);
+    for (int step = 0; step < bisections; ++step) {
+      const double middle = low + (high - low) / 2;
+      const Index count = count_up_to(minima_.data(), classes_, middle);
+      (count < width ? low : high) = middle;
+      if (count >= width && count <= width + width / 4) break;
+    }
+    return high;
   }
 
   // Price the whole matrix; false when stopped.
@@ -560,7 +663,8 @@ class DenseSimplex : PivotList {
   std::vector<double> least_;        // least reduced cost per row, when last priced
   std::vector<double> best_;         // the best feasible duals so far, as potentials
   double best_value_ = 0;
-  std::vector<double> minima_, ranked_;
+  std::vector<double> minima_;       // of a row, by classes of columns
+  std::vector<Index> near_;          // columns of a row that are listed
 };
 
 }  // namespace
@@ -659,6 +763,10 @@ std::int64_t ListedTransport::add(const Arcs& offer) { return simplex_->add(offe
 TransportBasis ListedTransport::basis() const { return simplex_->basis(); }
 std::int64_t ListedTransport::size() const { return simplex_->size(); }
 double ListedTransport::tolerance() const { return simplex_->tolerance(); }
+
+std::vector<double> smoothed_duals(const TransportProblem& problem, const std::function<bool()>& stop) {
+  return DenseSimplex(problem, std::numeric_limits<std::int64_t>::max(), stop).smoothed();
+}
 
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop) {

@@ -32,6 +32,9 @@ struct TransportBasis {
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop);
 
+// Duals g to start another method from: those of the problem, -inf off a sample, completed and smoothed.
+std::vector<double> smoothed_duals(const TransportProblem& problem, const std::function<bool()>& stop);
+
 struct Arcs {
   const std::int64_t *rows, *cols;  // (count,) all pairs distinct
   const double* cost;               // (count,)

@@ -261,3 +261,23 @@ def test_bad_input(engine):
         assignment(cost, g=np.zeros((1, 3)), engine=engine)
     with pytest.raises(ValueError, match="expected engine"):
         assignment(cost, engine="gpu")
+
+
+@pytest.mark.skipif(native is None, reason="native engine not built")
+@pytest.mark.parametrize("kind", ["uniform", "integers", "clusters", "constant", "forbidden"])
+def test_large_problems_start_from_a_sample(kind):
+    n, rng = 520, np.random.default_rng(3)
+    cost = rng.integers(0, 9, (n, n)).astype(float) if kind == "integers" else rng.random((n, n))
+    if kind == "clusters":  # every other row is far away
+        cost += 100 * (np.arange(n)[:, None] % 2 != np.arange(n) // (n // 2))
+    if kind == "constant":
+        cost[:] = 2
+    if kind == "forbidden":
+        cost[rng.random((n, n)) < 0.9] = np.inf
+        np.fill_diagonal(cost, 1)
+    result = assignment(cost[None], engine="native")
+    rows, cols = linear_sum_assignment(cost)
+    assert sorted(result.cols[0]) == list(range(n))
+    assert cost[rows, result.cols[0]].sum() == pytest.approx(cost[rows, cols].sum(), rel=1e-12)
+    assert (result.f[0][:, None] + result.g[0] <= cost + 1e-12).all()
+    assert result.f.sum() + result.g.sum() == pytest.approx(cost[rows, cols].sum(), rel=1e-12)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import CostMatrix, Geometry
+from ...geometry import CostMatrix, Geometry, PointCloud
 from ...kernels import simplex
 from ...kernels.build import native, warn_without_native
 from ...marginals import Exact, Free, Prices
@@ -29,6 +29,7 @@ __all__ = ["NetworkSimplex", "SimplexState"]
 # without it is faster, where the native engine knows the cost.
 DENSE_LIMIT = 20_000**2
 _FASTER_LAZY = 3_000**2
+_WIDE = 64  # dimensions above which each pricing of all pairs costs as much as to form the matrix, once and for all
 
 
 class SimplexState(NamedTuple):
@@ -77,7 +78,8 @@ class NetworkSimplex(Solver[SimplexState]):
         f, g: potentials to start from; near-optimal ones save most of the pivots.
         engine: "native" (C++), "reference" (NumPy), or "auto".
         pairs: "dense", "lazy" (native engine only), or "auto": dense for a cost that is given as a matrix; for clouds
-            with a cost that the native engine knows, up to 3,000 x 3,000 pairs; otherwise up to 20,000 x 20,000.
+            of up to 64 dimensions with a cost that the native engine knows, up to 3,000 x 3,000 pairs; otherwise up to
+            20,000 x 20,000.
         gap: for pairs="lazy": stop already where a round proves this relative gap.
         max_iter: rounds, for pairs="lazy".
 
@@ -144,6 +146,7 @@ class NetworkSimplex(Solver[SimplexState]):
             return self.pairs == "lazy"
         geometry, (n, m) = problem.geometry, problem.shape
         swift = native is not None and self.engine != "reference" and geometry.fused and geometry.device.type == "cpu"
+        swift = swift and not (isinstance(geometry, PointCloud) and geometry.x.shape[-1] > _WIDE)
         return n * m > (_FASTER_LAZY if swift else DENSE_LIMIT) and not isinstance(geometry, CostMatrix)
 
     def init(self, problem: Problem) -> SimplexState:
