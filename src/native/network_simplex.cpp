@@ -594,12 +594,18 @@ class DenseSimplex : PivotList {
     limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
     // Rounding may put an entry on the other side of the sum: the reduced cost decides.
     const double bound = limit + p_[i] + rounding * (std::abs(limit) + std::abs(p_[i]));
-    const Index count = columns_up_to(row_cost(i), p_cols(), m_, bound, near_.data());
+    const Index found = columns_up_to(row_cost(i), p_cols(), m_, bound, near_.data());
+    Index count = 0;
+    for (Index k = 0; k < found; ++k) {
+      near_[count] = near_[k];
+      count += reduced(i, near_[k], row_cost(i)[near_[k]]) <= limit;
+    }
     // Ties could make the list as large as the matrix: a row takes some of them, here and there.
     const Index some = std::min(count, tie_limit * width);
     for (Index step = 0; step < some; ++step) {
       const Index j = near_[some == count ? step : (i + static_cast<std::int64_t>(step) * count / some) % count];
-      if (const double cost = row_cost(i)[j], r = reduced(i, j, cost); r <= limit) arcs.push_back({i, j, cost, r});
+      const double cost = row_cost(i)[j];
+      arcs.push_back({i, j, cost, reduced(i, j, cost)});
     }
     return least;
   }

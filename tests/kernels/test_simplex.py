@@ -432,3 +432,20 @@ def test_arcs_that_do_not_violate_or_are_known_are_not_listed():
     assert problem.add(rows, cols, cost.ravel()) == 0
     assert problem.add(rows, cols, cost.ravel() - 100.0) == 0
     assert problem.size == size
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_few_violators_beside_many_tight_arcs(engine, seed):
+    """A row of one cost for all columns has hundreds of tight arcs, and now and then a few that violate."""
+    n, m = (500, 450) if engine == "native" else (60, 50)
+    rng = np.random.default_rng(seed)
+    x, y = rng.random((n, 2)), rng.random((m, 2))
+    cost = np.full((n + 1, m), 0.01)
+    cost[:n] = ((x[:, None] - y) ** 2).sum(-1)
+    a, b = np.append(rng.random(n) / n, 0.25), rng.random(m) / m
+    b *= a.sum() / b.sum()
+    result = network_simplex(cost, a, b, engine=engine)
+    assert result.optimal
+    primal, dual = (result.mass * cost[result.rows, result.cols]).sum(), result.f @ a + result.g @ b
+    assert (cost - result.f[:, None] - result.g).min() > -1e-15
+    assert abs(primal - dual) < 1e-14

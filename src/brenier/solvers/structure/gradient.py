@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import CostMatrix, Geometry
+from ...geometry import Geometry
 from ...marginals import Exact, Free, Partial
 from ...plan import Plan, SparsePlan
 from ...problem import Problem
@@ -47,11 +47,11 @@ class ConditionalGradient(Solver[GradientState]):
         V = argmin <grad E(P), V>,    P <- P + t (V - P),    t = argmin E(P + t (V - P)) in [0, 1],
 
     for problems without epsilon. The linear problems are exact: `Assignment` for permutations, `NetworkSimplex` for
-    other masses, warm-started by the potentials of the one before, a minimum in each row for (Exact(), Free()), and a
-    dustbin for `Partial(mass)` on both sides. The gap <grad E(P), P - V> bounds the first-order gain, and is zero at
-    stationary points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1,
-    the plans are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures
-    an iteration.
+    other masses and for `Partial(mass)` on both sides, warm-started by the potentials of the one before, and a minimum
+    in each row for (Exact(), Free()). The gap <grad E(P), P - V> bounds the first-order gain, and is zero at stationary
+    points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1, the plans
+    are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures an
+    iteration.
 
     Args:
         tol: gap to stop at, relative to the objective of a ⊗ b.
@@ -165,34 +165,14 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[S
     if isinstance(left, Free):
         plan, g, f = least(replace(problem, a=problem.b, b=problem.a, marginals=(right, left)), geometry.T, g, f)
         return SparsePlan(geometry, plan.cols, plan.rows, plan.mass), f, g
-    if kind_of_partial(problem):
-        return _least_part(problem, geometry, f, g)
-    linear = Problem(geometry, problem.a, problem.b)
+    linear = Problem(geometry, problem.a, problem.b, problem.marginals)
     solver: Solver[Any] = NetworkSimplex(f=f, g=g)
-    if len(problem.a) <= _PATHS and permutes(linear):
+    if problem.balanced and len(problem.a) <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
     solution = run(linear, solver, warn=False)
     vertex = solution.plan
     assert isinstance(vertex, SparsePlan)
     return vertex, solution.f, solution.g
-
-
-def _least_part(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
-    """With a dustbin on each side that takes what stays behind: an exact problem of n + 1 and m + 1 points."""
-    cost, (n, m) = geometry.tile(), geometry.shape
-    mass = _part(problem)
-    wide = cost.new_zeros(n + 1, m + 1)
-    wide[:n, :m] = cost
-    wide[n, m] = 2 * (cost.amax() - cost.amin()) + cost.abs().amax() + 1  # no mass from bin to bin
-    a = torch.cat([problem.a, (problem.b.sum() - mass).clamp(min=0).reshape(1)])
-    b = torch.cat([problem.b, (problem.a.sum() - mass).clamp(min=0).reshape(1)])
-    solution = run(Problem(CostMatrix(wide), a, b * (a.sum() / b.sum())), NetworkSimplex(), warn=False)
-    plan = solution.plan
-    assert isinstance(plan, SparsePlan)
-    keep = (plan.rows < n) & (plan.cols < m)
-    part = SparsePlan(geometry, plan.rows[keep], plan.cols[keep], plan.mass[keep])
-    # potentials of the bins are zero for a dual in the form of Partial
-    return part, solution.f[:n] + solution.g[m], solution.g[:m] + solution.f[n]
 
 
 def _between(problem: Problem, old: Plan | None, new: SparsePlan, t: float) -> SparsePlan:
