@@ -23,7 +23,7 @@ from ..problem import Problem
 from ..solution import Solution, Status
 from ..structure import Quadratic
 
-__all__ = ["Outcome", "Solver", "run", "time_is_up", "tuned"]
+__all__ = ["Core", "Outcome", "Solver", "run", "time_is_up", "tuned"]
 
 State = TypeVar("State")
 
@@ -57,6 +57,13 @@ class Outcome(NamedTuple):
     stats: dict[str, Any]
 
 
+class Core(NamedTuple):
+    """A smaller problem that is solved in the place of another, and the way back."""
+
+    problem: Problem
+    restored: Callable[[Outcome], Outcome]
+
+
 @dataclass(frozen=True)
 class Solver(ABC, Generic[State]):
     """A recipe: tolerances and strategy, no data. It never counts, times, prints or warns; the driver does.
@@ -76,6 +83,10 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def check(self, problem: Problem) -> None:
         """Raise `InvalidInput` if this solver cannot take the problem."""
+
+    def core(self, problem: Problem) -> Core | None:
+        """A smaller problem that says it all, of which the states are; None where there is none."""
+        return None
 
     def prepared(self, problem: Problem) -> Problem:
         """The problem as the steps of this solver like it; equal to the given one."""
@@ -154,6 +165,9 @@ def run(
     adjoint.check(problem)
     start = time.perf_counter()
     fixed = problem.detach()
+    core = solver.core(fixed)
+    if core is not None:
+        fixed = core.problem
     statuses: tuple[Status, ...] | None = None
     iteration = 0
     with torch.no_grad(), _limited(timeout), _progress(solver, progress) as report:
@@ -174,7 +188,8 @@ def run(
         state = part.whole()
         if statuses is None:
             statuses = solver.verdict(fixed, state)
-        plan, f, g, stats = solver.finish(fixed, state)
+        outcome = solver.finish(fixed, state)
+        plan, f, g, stats = outcome if core is None else core.restored(outcome)
     stats = {
         "solver": solver.name,
         "reason": reason,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, time_is_up
+from ..base import Core, Outcome, Solver, check_number, time_is_up
 from .items import check_newton, unbatched
 from .path import NewtonPath, PathState
 from .schedule import Fixed
@@ -99,6 +99,9 @@ class SinkhornNewton(Solver[HybridState]):
     def check(self, problem: Problem) -> None:
         check_newton(self.name, problem)
         self.sinkhorn.beginning.check(problem)
+
+    def core(self, problem: Problem) -> Core | None:
+        return self.sinkhorn.core(problem)
 
     def prepared(self, problem: Problem) -> Problem:
         return self._first(problem).prepared(problem)

@@ -17,8 +17,9 @@ from ...kernels.elementwise import exp
 from ...marginals import log_weights
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number, check_start
+from ..base import Core, Outcome, Solver, check_number, check_start
 from .items import check_newton, column, gibbs, item_of, unbatched
+from .live import live_core
 from .scaling import SparseScaling
 from .schedule import Halving, Schedule
 from .sinkhorn import DEFAULT_TOL, Sinkhorn, SinkhornState
@@ -149,6 +150,9 @@ class NewtonPath(Solver[PathState]):
         check_newton(self.name, problem)
         check_start(f"{self.name} start f", self.f, problem.shape[0])
         check_start(f"{self.name} start g", self.g, problem.shape[1])
+
+    def core(self, problem: Problem) -> Core | None:
+        return live_core(problem) if self.f is None and self.g is None else None
 
     def init(self, problem: Problem) -> PathState:
         return PathState(tuple(self._start(p, i) for i, p in enumerate(unbatched(problem.double()))))

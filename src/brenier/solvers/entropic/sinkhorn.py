@@ -14,7 +14,8 @@ from ...marginals import Exact, translation
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_number
+from ..base import Core, Outcome, Solver, check_number
+from .live import live_core
 from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 from .start import Given, Start, Zeros
@@ -95,6 +96,9 @@ class Sinkhorn(Solver[SinkhornState]):
         if problem.epsilon is None:
             refuse("sinkhorn", "an epsilon", "None", "Give epsilon=Relative(0.05), or solver='network-simplex'.")
         self.beginning.check(problem)
+
+    def core(self, problem: Problem) -> Core | None:
+        return None if isinstance(self.beginning, Given) else live_core(problem)
 
     def prepared(self, problem: Problem) -> Problem:
         assert problem.epsilon is not None
