@@ -87,6 +87,8 @@ def gap(c: Combination) -> tuple[str, bool] | None:
     return next(((reason, refused) for reason, refused, applies in GAPS if applies(c)), None)
 
 
+if "flow" not in SOLVERS:
+    GAPS = [g for g in GAPS if not g[0].startswith("flows")]
 EVERYTHING = [Combination(*c) for c in itertools.product(SOLVERS, [str(c) for c in COSTS], MARGINALS, DTYPES, KINDS)]
 RUN = [c for c in EVERYTHING if gap(c) is None]
 REFUSED = [c for c in EVERYTHING if (g := gap(c)) is not None and g[1]]
