@@ -92,6 +92,7 @@ class PowerCells:
         high = np.where(met, np.maximum(low, high), low)
         masses, first, second = (b - a for a, b in zip(self._prefix(low), self._prefix(high)))
         inside = (ends > self.low[0]) & (ends < self.high[0]) & (masses[rows] > 0) & (masses[cols] > 0)
+        inside &= ends == np.where(right, high[rows], low[rows])  # cells of other pairs do not touch
         rows, cols, ends = rows[inside], cols[inside], ends[inside]
         pixel = self._pixel(ends, 0)
         weights = self._values[pixel, 0] / (2 * np.abs(y[cols] - y[rows]))
