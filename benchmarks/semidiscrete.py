@@ -117,7 +117,7 @@ def dpm():
             exact = float(brenier.solve(x, y).value)
             for method in ("ours", "published"):
                 if method == "ours":
-                    solver = AveragedSGD(tol=1e-3, max_iter=300, batch_size=4000, held_out=64)
+                    solver = AveragedSGD(tol=1e-3, max_iter=300, batch_size=4000, held_out=20_000)
                     found, _, cpu = timed(
                         lambda: semidiscrete_transport(source, y, method=solver, generator=generator)  # noqa: B023
                     )

@@ -52,8 +52,8 @@ class PowerCells:
         self.y = y - self.centre
         self.low, self.high = pieces.low - self.centre, pieces.high - self.centre
         self.corners = pieces.corners - self.centre
-        n, d = y.shape
-        self.n, self.d = n, d
+        self.n, self.d = y.shape
+        self.size = float(np.square(self.corners).sum(1).max() + np.square(self.y).sum(1).max())  # of squared distances
         shape = pieces.values.shape
         self._step = (self.high - self.low) / shape
         self._values = pieces.values.reshape(shape[0], -1)

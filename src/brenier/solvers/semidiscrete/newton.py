@@ -176,7 +176,7 @@ def _step(cells: PowerCells, b: Array, state: _State) -> _State:
     residual = b - state.diagram.masses
     direction = _newton(state.diagram, residual)
     norm = float(np.linalg.norm(residual))
-    slack = _ROUNDING * (float(np.abs(b * state.g).sum()) + abs(state.values[-1]))
+    slack = _ROUNDING * (float(np.abs(b * state.g).sum()) + cells.size)
     t = 1.0
     for _ in range(_HALVINGS):
         g = state.g + t * direction
@@ -252,7 +252,6 @@ def _certified(cells: PowerCells, b: Array, g: Array, diagram: Diagram, costs: A
         primal += float(away @ (diagram.second - 2 * diagram.first @ mean + square * m))
     dual = _dual(cells, b, g, diagram)
     scale = float(costs.sum() + np.abs((b - m) * (g - g.mean())).sum())
-    error = torch.tensor(float(np.abs(m - b).sum()), dtype=torch.float64)
-    bounds = (torch.tensor(t, dtype=torch.float64) for t in (primal, dual))
-    upper, lower = bounds
-    return Certificate(upper, lower, (torch.zeros_like(error), error), torch.tensor(scale, dtype=torch.float64))
+    found = torch.tensor([primal, dual, float(np.abs(m - b).sum()), scale], dtype=torch.float64)
+    upper, lower, error, size = found
+    return Certificate(upper, lower, (torch.zeros_like(error), error), size)

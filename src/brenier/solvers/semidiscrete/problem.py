@@ -66,9 +66,8 @@ def read_source(source: Any, y: Tensor) -> Source:
         return Source(source.sample, None, y)
     if callable(source):
         return Source(source, None, y)
-    if isinstance(source, list | tuple) and source and isinstance(source[0], Tensor | np.ndarray):
-        if np.ndim(source[0]) == 2:
-            return Source(_Batches(source), None, y)
+    if isinstance(source, list | tuple) and source and np.ndim(_points_of(source[0])) == 2:
+        return Source(_Batches(source), None, y)
     if isinstance(source, np.ndarray | Tensor | list | tuple) or hasattr(source, "to_numpy") or hasattr(source, "obs"):
         return Source(_rows_of(plain(source, "source")), None, y)
     if isinstance(source, Iterable):
@@ -114,6 +113,12 @@ def _rows_of(points: Any) -> Callable[[int, torch.Generator | None], Any]:
     return draw
 
 
+def _points_of(batch: Any) -> Any:
+    """The points of a batch that may come with labels, as those of a loader do; None for what is no array."""
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    return first if isinstance(first, Tensor | np.ndarray) else None
+
+
 class _Batches:
     """Points in the order in which batches of them come; from the beginning again where these end."""
 
@@ -133,8 +138,7 @@ class _Batches:
     def _next(self) -> Tensor:
         for _ in range(2):
             for batch in self._iterator:
-                first = batch[0] if isinstance(batch, list | tuple) else batch  # a loader's (points, labels)
-                return read_cloud(first, "source")
+                return read_cloud(_points_of(batch), "source")
             self._iterator = iter(self._batches)
         refuse("source", "batches without end, or that can be gone through again", "one that ended", "Hand in a list.")
 
@@ -203,9 +207,7 @@ class SemidiscreteProblem:
     epsilon: float | None = None
 
     @classmethod
-    def make(cls, source: Any, y: Any, b: Any = None, *, cost: Any = "sqeuclidean", epsilon: float | None = None) -> (
-        SemidiscreteProblem
-    ):
+    def make(cls, source: Any, y: Any, b: Any = None, *, cost: Any = "sqeuclidean") -> SemidiscreteProblem:
         """Check the parts and put them together.
 
         Raises:
@@ -225,7 +227,7 @@ class SemidiscreteProblem:
         ground.check(y.shape[1])
         atoms = Atoms(y.detach(), b.detach())
         atoms.b /= atoms.b.sum()
-        return cls(read_source(source, y), y, b, atoms, ground, epsilon)
+        return cls(read_source(source, y), y, b, atoms, ground)
 
     def cloud(self, x: Tensor, y: Tensor | None = None) -> PointCloud:
         """Points (n, d) against the atoms."""

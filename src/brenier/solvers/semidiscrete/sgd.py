@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import refuse
 from ...solution import Status
 from ..base import check_count, check_number, time_is_up
+from .metric import Metric, absorbed, sampled_metric
 from .problem import SemidiscreteProblem, centred
 from .solution import Estimate, Outcome, SampledCertificate
 from .starts import sampled_start
@@ -21,17 +22,17 @@ __all__ = ["AveragedSGD"]
 _CHUNKS = 32  # of a held-out sample, for standard errors
 _FEWEST = 4  # of these, when time runs out
 _ROWS = 16384  # of a sample that are held at once
-_PILOT = 512  # points from which the scale of a step is read
-_SETTLE = 100.0  # iterations until steps fall
+_PILOT = 4  # minibatches from which the metric is read
+_FORGOTTEN = 4  # iterations from which metrics are averaged: those before are of other cells
+_SETTLE = 30.0  # iterations until steps fall
 _RECENT = 3.0  # the average weighs iteration k as k^_RECENT
-_STEP = 0.5  # of the scale at which masses react to potentials: stable, see AveragedSGD
+_STEP = 0.3  # of what would be Newton's step
 
 
 class _State(NamedTuple):
     g: Tensor  # (k,)
-    velocity: Tensor  # (k,)
     average: Tensor  # (k,)
-    scale: float  # of a step, in cost units
+    metric: Metric | None
     iteration: int  # counted on by a solve that resumes
     checked: int  # the iteration of the last look at held-out points
     error: float  # what that look found
@@ -43,13 +44,14 @@ class _State(NamedTuple):
 class AveragedSGD:
     r"""Maximise the dual of semi-discrete transport on fresh minibatches of the source, and average what it visits.
 
-    .. math:: g_j \leftarrow g_j + \tau_k v_j, \qquad v \leftarrow \mu v + \frac{b_j - \hat m_j}{\max(b_j, 1 / B)}
+    .. math:: g \leftarrow g + \tau_k H_k^{-1} (b - \hat m), \qquad \tau_k = 0.3 / \sqrt{1 + k / 30}
 
-    with the shares m^ of a minibatch of size B that fall into each cell (softly with an epsilon). tau_k = s / (2 sqrt(1 + k / 100)),
-    where s is the mean difference of the two least c(x, y_j) - g_j, in cost units (plus epsilon): the masses of cells change
-    by about b_j / s when g_j does, so that steps are stable at every scale. s is read from the iterates at k = 0, 1, 2, 4,
-    8, ... The answer is the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from the
-    linear map between the moments of source and atoms.
+    with the shares m^ of a minibatch that fall into each cell (softly with an epsilon). H is the Laplacian of a graph of
+    cells: points join their two best atoms, with a weight that falls with the difference of the two costs, over its
+    mean. It estimates the dual's Hessian, so that steps need no scale and groups of atoms that are far from each other
+    converge as fast as single ones. It is read from four minibatches at k = 0, 1, 2, 4, 8, ..., and averaged with the
+    one before. The answer is the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from
+    the linear map between the moments of source and atoms.
 
     The error is estimated on held-out points, now and then during the solve and at its end:
     chi^2 = sum_j (m_j - b_j)^2 / b_j, without bias, from products of independent parts of the sample. Its root bounds
@@ -58,23 +60,22 @@ class AveragedSGD:
     Args:
         tol: marginal error to stop at: chi^2 and twice its standard error must fall to tol^2.
         max_iter: minibatches, counted from the first solve where one resumes.
-        batch_size: B; four for each atom, between 1024 and 16384, when None.
-        momentum: mu in [0, 1).
+        batch_size: points of a minibatch; four for each atom, between 1024 and 16384, when None.
         held_out: points for each estimate; 4 sqrt(2 m) / tol^2, at least 20000, when None.
 
-    Complexity: O(B m d) time a step, O(B + m) memory; held-out points cost as much as those of training at most, and once
-    more at the end.
+    Complexity: O(B m d) time a step for minibatches of B points, and conjugate gradients on O(B) edges; O((B + m) d)
+    memory. Held-out points cost as much as those of training at most, and once more at the end.
 
     Source: Genevay, Cuturi, Peyré & Bach (2016), Stochastic optimization for large-scale optimal transport; Polyak &
     Juditsky (1992), Acceleration of stochastic approximation by averaging; Shamir & Zhang (2013), Stochastic gradient
-    descent for non-smooth optimization.
+    descent for non-smooth optimization. On Hessians in stochastic semi-discrete transport: Bercu, Bigot, Gadat &
+    Siviero (2023), A stochastic Gauss-Newton algorithm for regularized semi-discrete optimal transport.
     """
 
     name: ClassVar[str] = "averaged-sgd"
     tol: float = 0.02
     max_iter: int = 1000
     batch_size: int | None = None
-    momentum: float = 0.9
     held_out: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +84,6 @@ class AveragedSGD:
         for name, value in (("batch_size", self.batch_size), ("held_out", self.held_out)):
             if value is not None:
                 check_count(name, value)
-        if not 0 <= self.momentum < 1:
-            refuse("momentum", "a number in [0, 1)", repr(self.momentum))
         if self.held_out is not None and self.held_out < 2 * _CHUNKS:
             refuse("held_out", f"at least {2 * _CHUNKS} points", repr(self.held_out))
 
@@ -99,42 +98,36 @@ class AveragedSGD:
         return self.held_out or max(20000, math.ceil(wanted))
 
     def init(self, problem: SemidiscreteProblem, generator: torch.Generator | None) -> _State:
-        g = sampled_start(problem, problem.source.sample(self._batch(problem), generator))
-        return self.at(g)
+        return self.at(sampled_start(problem, problem.source.sample(self._batch(problem), generator)))
 
     @staticmethod
     def at(g: Tensor) -> _State:
         """The state that begins at given potentials."""
-        return _State(g, torch.zeros_like(g), g, 0.0, 0, -1, math.nan, False, ())
+        return _State(g, g, None, 0, -1, math.nan, False, ())
 
     def resumed(self, problem: SemidiscreteProblem, saved: dict[str, Any]) -> _State:
         """The state that an earlier solve ended in."""
-        k = len(problem.atoms.b)
-        g, velocity, average = (saved[name].double().to(problem.atoms.y.device) for name in ("g", "velocity", "average"))
-        if not len(g) == len(velocity) == len(average) == k:
-            refuse("start", f"a state of {k} atoms", f"one of {len(g)}")
-        return self.at(g)._replace(
-            velocity=velocity,
-            average=average,
-            scale=float(saved["scale"]),
-            iteration=int(saved["iteration"]),
-            checked=int(saved["checked"]),
-        )
+        b = problem.atoms.b
+        g, average = (saved[name].double().to(b.device) for name in ("g", "average"))
+        if not len(g) == len(average) == len(b):
+            refuse("start", f"a state of {len(b)} atoms", f"one of {len(g)}")
+        metric = None if saved["metric"] is None else Metric.loaded(b, saved["metric"])
+        iteration, checked = int(saved["iteration"]), int(saved["checked"])
+        return _State(g, average, metric, iteration, checked, math.nan, False, ())
 
     def step(self, problem: SemidiscreteProblem, state: _State, generator: torch.Generator | None) -> _State:
         if len(state.g) == 1:  # all goes there
             return state._replace(iteration=state.iteration + 1, met=True, error=0.0)
         batch, b, k = self._batch(problem), problem.atoms.b, state.iteration
-        x = problem.source.sample(batch, generator)
-        scale = state.scale
-        if k & (k - 1) == 0:  # 0 and the powers of two
-            scale = _scale(problem, x[:_PILOT], state.g)
-        masses = _shares(problem, x, state.g)[0]
-        velocity = self.momentum * state.velocity + (b - masses) / b.clamp(min=1 / batch)
-        g = state.g + _STEP * scale / math.sqrt(1 + k / _SETTLE) * velocity
+        metric = state.metric
+        if metric is None or k & (k - 1) == 0:  # 0 and the powers of two
+            fresh = sampled_metric(problem, problem.source.sample(_PILOT * batch, generator), state.g)
+            metric = fresh if metric is None or k < _FORGOTTEN else metric.blended(b, fresh)
+        masses = _shares(problem, problem.source.sample(batch, generator), state.g)[0]
+        g = state.g + _STEP / math.sqrt(1 + k / _SETTLE) * metric.direction(b - masses)
         g = centred(g, b)
         average = state.average + (_RECENT + 1) / (k + 1 + _RECENT) * (g - state.average)
-        state = state._replace(g=g, velocity=velocity, average=average, scale=scale, iteration=k + 1)
+        state = state._replace(g=g, average=average, metric=metric, iteration=k + 1)
         return self._looked(problem, state, generator) if self._due(problem, state) else state
 
     def _due(self, problem: SemidiscreteProblem, state: _State) -> bool:
@@ -142,9 +135,7 @@ class AveragedSGD:
         first = math.ceil(self._held_out(problem) / self._batch(problem))
         return state.iteration >= (first if state.checked < 0 else 2 * state.checked)
 
-    def _looked(
-        self, problem: SemidiscreteProblem, state: _State, generator: torch.Generator | None
-    ) -> _State:
+    def _looked(self, problem: SemidiscreteProblem, state: _State, generator: torch.Generator | None) -> _State:
         chi2 = _estimate(problem, state.average, self._held_out(problem), generator).chi2
         error = math.sqrt(max(chi2.mean, 0.0))
         met = chi2.mean + 2 * chi2.standard_error <= self.tol**2
@@ -167,9 +158,8 @@ class AveragedSGD:
         dual = Estimate(held.dual.mean + float(b @ g), held.dual.standard_error)
         saved = {
             "g": state.g,
-            "velocity": state.velocity,
             "average": state.average,
-            "scale": state.scale,
+            "metric": None if state.metric is None else state.metric.saved(),
             "iteration": state.iteration,
             "checked": state.checked,
             "generator": random,
@@ -197,23 +187,10 @@ class _HeldOut(NamedTuple):
     n: int
 
 
-def _soft(problem: SemidiscreteProblem, g: Tensor) -> Tensor:
-    """Potentials with the masses of atoms absorbed, where there is an epsilon."""
-    return g if problem.epsilon is None else g + problem.epsilon * problem.atoms.b.log()
-
-
-def _scale(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> float:
-    """The mean difference of the two least costs c(x, y_j) - g_j, plus epsilon."""
-    zero = x.new_zeros(len(x))
-    values = problem.cloud(x).support(zero, g.to(x), math.inf, min(2, len(g))).values.reshape(-1, 2)
-    apart = float((values[:, 0] - values[:, 1]).abs().double().mean())
-    return apart + (problem.epsilon or 0.0)
-
-
 def _shares(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The share of points in each cell (k,), the transform of g (n,), and the cost of each point's move (n,)."""
     cloud, epsilon = problem.cloud(x), problem.epsilon
-    h = _soft(problem, g).to(x)
+    h = absorbed(problem, g).to(x)
     if epsilon is None:
         f, index = cloud.cmin(h)
         return torch.bincount(index, minlength=len(h)).double() / len(x), f, f + h[index]
@@ -226,7 +203,7 @@ def _pull(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Tensor:
     """The sum over points of the gradient in y of the transform of g, (k, d)."""
     with torch.enable_grad():
         y = problem.atoms.y.clone().requires_grad_()
-        cloud, h = problem.cloud(x, y), _soft(problem, g).to(x)
+        cloud, h = problem.cloud(x, y), absorbed(problem, g).to(x)
         if problem.epsilon is None:
             index = problem.cloud(x).cmin(h)[1]
             total = cloud.cost_at(torch.arange(len(x), device=x.device), index).sum()

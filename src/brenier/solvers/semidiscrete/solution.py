@@ -140,7 +140,8 @@ class SemidiscreteSolution:
         if self._grad and self._outcome.gradient is not None and (y.requires_grad or b.requires_grad):
             dy = atoms.shared(self._outcome.gradient).to(y.dtype)
             db = torch.where(torch.isfinite(self._g), self._g, torch.nan)
-            value = _Envelope.apply(value, y, b, dy, db)
+            with torch.enable_grad():
+                value = _Envelope.apply(value, y, b, dy, db)
         return self.kind.array(value)
 
     @cached_property
@@ -168,7 +169,7 @@ class SemidiscreteSolution:
         if k == 1:
             return self.kind.array(atoms.given(cloud.cmin(h)[1]))
         near = cloud.support(points.new_zeros(len(points)), h, math.inf, k)
-        values, cols = near.values.reshape(-1, k), near.cols.reshape(-1, k)
+        values, cols = near.reduced.reshape(-1, k), near.cols.reshape(-1, k)
         return self.kind.array(atoms.given(cols.gather(1, values.argsort(1, stable=True))))
 
     def map(self, x: Any) -> Any:
@@ -248,7 +249,7 @@ class SemidiscreteSolution:
             axes = [torch.linspace(float(a), float(c), _RASTER, dtype=y.dtype) for a, c in zip(low, high)]
             index = self.problem.cloud(torch.cartesian_prod(*axes).to(self.problem.atoms.y)).cmin(self._h)[1]
             image = colours((index.reshape(_RASTER, _RASTER).mT.cpu() % _COLOURS).numpy())
-            ax.imshow(image, origin="lower", extent=(low[0], high[0], low[1], high[1]), alpha=0.6)
+            ax.imshow(image, origin="lower", extent=torch.stack([low, high], 1).flatten().tolist(), alpha=0.6)
         ax.scatter(y[:, 0], y[:, 1], s=max(2.0, min(20.0, 2000 / len(y))), c="black", linewidths=0)
         ax.set_xlabel("coordinate 1")
         ax.set_ylabel("coordinate 2")
