@@ -171,14 +171,14 @@ def test_a_source_with_holes() -> None:
 
 @pytest.mark.parametrize("density", [SQUARE, IMAGE, DISC, CUBE], ids=["square", "image", "disc", "cube"])
 def test_against_the_exact_solver_on_a_sample(density: Density, generator: torch.Generator) -> None:
-    y, b, n = cloud(12, density.d), weights(12), 20_000
+    y, b, n = cloud(12, density.d), weights(12), 10_000
     found = semidiscrete_transport(density, y, b=b)
     x = density.sample(n, generator)
     exact = brenier.solve(x, y, b=b)
     costs = (x - found.map(x)).square().sum(1)
     assert float(exact.value) == pytest.approx(float(found.value), abs=5 * float(costs.std()) / n**0.5 + 2e-3)
     agree = (exact.plan.argmax() == found.assign(x)).double().mean()
-    assert float(agree) > 0.97
+    assert float(agree) > 0.96
 
 
 def test_masses_of_a_sample(generator: torch.Generator) -> None:

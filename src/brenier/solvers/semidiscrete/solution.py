@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..._inputs import Kind, check_finite, float_tensor
 from ...certificate import Certificate
@@ -85,7 +86,7 @@ class _Envelope(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dy, db = ctx.saved_tensors
         return None, grad * dy, grad * db, None, None
