@@ -249,7 +249,10 @@ def _estimate(
 
 
 def _chi2(masses: Tensor, b: Tensor) -> Estimate:
-    """Sum_j (m_j - b_j)^2 / b_j without bias, from the products of different rows of masses (r, k), and its jackknife."""
+    """Sum_j (m_j - b_j)^2 / b_j without bias, from the products of different rows of masses (r, k).
+
+    The standard error is that of the jackknife: too large by the root of two where m = b, and else about right.
+    """
     apart = (masses - b) / b.sqrt()
     gram = apart @ apart.mT
     gram.fill_diagonal_(0)

@@ -171,7 +171,7 @@ class SemidiscreteSolution:
             return self.kind.array(atoms.given(cloud.cmin(h)[1]))
         near = cloud.support(points.new_zeros(len(points)), h, math.inf, k)
         values, cols = near.reduced.reshape(-1, k), near.cols.reshape(-1, k)
-        return self.kind.array(atoms.given(cols.gather(1, values.argsort(1, stable=True))))
+        return self.kind.array(atoms.given(cols.gather(1, values.sort(dim=1, stable=True).indices)))
 
     def map(self, x: Any) -> Any:
         """Send points (n, d) to their atoms; with an epsilon to the mean of the atoms under the plan, (n, d)."""
