@@ -16,7 +16,7 @@ __all__ = ["Metric", "absorbed", "sampled_metric"]
 
 Array = NDArray[np.float64]
 
-_LEAST = 0.2  # of b_j / scale: the degree of a cell that hardly any point was near
+_LEAST = 1.0  # of b_j / scale, for a degree: no cell without its share of mass may move by more than a scale
 _RIDGE = 1e-3  # of b_j / scale, on the diagonal, for parts that do not hang together
 _ROUGH = 0.03  # relative residual of a direction, which is random anyway
 _MAX_ITER = 300  # of conjugate gradients

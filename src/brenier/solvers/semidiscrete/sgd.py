@@ -26,6 +26,7 @@ _PILOT = 4  # minibatches from which the metric is read
 _FORGOTTEN = 4  # iterations from which metrics are averaged: those before are of other cells
 _SETTLE = 30.0  # iterations until steps fall
 _RECENT = 3.0  # the average weighs iteration k as k^_RECENT
+_EMPTY = 0.01  # of its mass: what an empty cell has
 _STEP = 0.3  # of what would be Newton's step
 
 
@@ -50,7 +51,7 @@ class AveragedSGD:
     cells: points join their two best atoms, with a weight that falls with the difference of the two costs, over its
     mean. It estimates the dual's Hessian, so that steps need no scale and groups of atoms that are far from each other
     converge as fast as single ones. It is read from four minibatches at k = 0, 1, 2, 4, 8, ..., and averaged with the
-    one before. The answer is the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from
+    one before; potentials of cells that these find empty are raised until they touch one of the points. The answer is the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from
     the linear map between the moments of source and atoms.
 
     The error is estimated on held-out points, now and then during the solve and at its end:
@@ -61,7 +62,7 @@ class AveragedSGD:
         tol: marginal error to stop at: chi^2 and twice its standard error must fall to tol^2.
         max_iter: minibatches, counted from the first solve where one resumes.
         batch_size: points of a minibatch; four for each atom, between 1024 and 16384, when None.
-        held_out: points for each estimate; 4 sqrt(2 m) / tol^2, at least 20000, when None.
+        held_out: points for each estimate; 8 sqrt(2 m) / tol^2, at least 20000, when None.
 
     Complexity: O(B m d) time a step for minibatches of B points, and conjugate gradients on O(B) edges; O((B + m) d)
     memory. Held-out points cost as much as those of training at most, and once more at the end.
@@ -94,7 +95,7 @@ class AveragedSGD:
         return self.batch_size or min(max(1024, 4 * len(problem.atoms.b)), 16384)
 
     def _held_out(self, problem: SemidiscreteProblem) -> int:
-        wanted = 4 * math.sqrt(2 * len(problem.atoms.b)) / self.tol**2
+        wanted = 8 * math.sqrt(2 * len(problem.atoms.b)) / self.tol**2
         return self.held_out or max(20000, math.ceil(wanted))
 
     def init(self, problem: SemidiscreteProblem, generator: torch.Generator | None) -> _State:
@@ -119,12 +120,14 @@ class AveragedSGD:
         if len(state.g) == 1:  # all goes there
             return state._replace(iteration=state.iteration + 1, met=True, error=0.0)
         batch, b, k = self._batch(problem), problem.atoms.b, state.iteration
-        metric = state.metric
+        metric, g = state.metric, state.g
         if metric is None or k & (k - 1) == 0:  # 0 and the powers of two
-            fresh = sampled_metric(problem, problem.source.sample(_PILOT * batch, generator), state.g)
+            x = problem.source.sample(_PILOT * batch, generator)
+            g = _lifted(problem, x, g)
+            fresh = sampled_metric(problem, x, g)
             metric = fresh if metric is None or k < _FORGOTTEN else metric.blended(b, fresh)
-        masses = _shares(problem, problem.source.sample(batch, generator), state.g)[0]
-        g = state.g + _STEP / math.sqrt(1 + k / _SETTLE) * metric.direction(b - masses)
+        masses = _shares(problem, problem.source.sample(batch, generator), g)[0]
+        g = g + _STEP / math.sqrt(1 + k / _SETTLE) * metric.direction(b - masses)
         g = centred(g, b)
         average = state.average + (_RECENT + 1) / (k + 1 + _RECENT) * (g - state.average)
         state = state._replace(g=g, average=average, metric=metric, iteration=k + 1)
@@ -197,6 +200,14 @@ def _shares(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> tuple[Tensor,
     f = cloud.softmin(h, epsilon)
     masses = cloud.apply(f, h, epsilon, torch.ones_like(f), dim=0)
     return masses.double() / len(x), f, cloud.moments(f, h, epsilon)[1]
+
+
+def _lifted(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Tensor:
+    """Potentials of empty cells raised until they touch one of the points: the dual of the sample rises too."""
+    b, cloud = problem.atoms.b, problem.cloud(x)
+    masses, f, _ = _shares(problem, x, g)
+    touching = cloud.cmin(f, dim=0)[0].double() - absorbed(problem, torch.zeros_like(g))
+    return torch.where(masses < _EMPTY * b, torch.maximum(g, touching), g)
 
 
 def _pull(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Tensor:
