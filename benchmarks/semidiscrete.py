@@ -4,15 +4,15 @@
 
 float64 for exact cells, one thread; `cpu` is the processor's seconds.
 
-* newton: atoms in the unit square (uniform; and crowded, a tenth of the width, off the middle) under the uniform law and
-  under an image of 256 x 256 pixels, and in the unit cube, to a marginal error of 1e-6. `error` is sum |m - b| of the exact
-  masses, `gap` the relative gap of the certificate, `full` the number of steps of length one.
+* newton: atoms in the unit square (uniform; and crowded, a tenth of the width, off the middle) under the uniform law
+  and under an image of 256 x 256 pixels, and in the unit cube, to a marginal error of 1e-6. `error` is sum |m - b| of
+  the exact masses, `gap` the relative gap of the certificate, `full` the number of steps of length one.
 * sgd: a Gaussian source and 256 Gaussian atoms in 64 dimensions, float32, until the marginal error is below --tol.
   `fresh` is sum |m - b| of shares of 4 million other points, `floor` what such shares would show for perfect cells.
-* dpm: what a fast sampler of a diffusion model asks: total variation of shares of 50,000 fresh points beyond its floor, empty
-  cells, for 300 minibatches of 4,000 points: 1,000 atoms in 196 dimensions, 500 in 2 and 16, eight modes in low
-  dimension. Beside it the rule of the published sampler (Adam without bias correction on the mean-centred h, rate 0.1),
-  on as many points.
+* dpm: what a fast sampler of a diffusion model asks: total variation of shares of 50,000 fresh points beyond its
+  floor, empty cells, for 300 minibatches of 4,000 points: 1,000 atoms in 196 dimensions, 500 in 2 and 16, eight modes
+  in low dimension. Beside it the rule of the published sampler (Adam without bias correction on the mean-centred h,
+  rate 0.1), on as many points.
 """
 
 import os
@@ -41,7 +41,10 @@ def timed(function):
 
 
 def newton(atoms, solid):
-    print(f"{'source':<14} {'atoms':<9} {'n':>6} {'status':<10} {'steps':>5} {'full':>4} {'cpu':>7} {'seconds':>8}", end="")
+    print(
+        f"{'source':<14} {'atoms':<9} {'n':>6} {'status':<10} {'steps':>5} {'full':>4} {'cpu':>7} {'seconds':>8}",
+        end="",
+    )
     print(f" {'error':>8} {'gap':>8}")
     u = torch.linspace(-1, 1, 256, dtype=D)
     image = PixelDensity(0.05 + torch.exp(-8 * (torch.hypot(u[:, None], u) - 0.6) ** 2))
@@ -55,8 +58,9 @@ def newton(atoms, solid):
         found, wall, cpu = timed(lambda: semidiscrete_transport(source, y, tol=1e-6))  # noqa: B023
         full = sum(t == 1 for t in found.stats["step_sizes"])
         print(
-            f"{name:<14} {kind:<9} {n:>6} {found.status.name:<10} {found.stats['n_iter']:>5} {full:>4} {cpu:>7.2f} {wall:>8.2f} "
-            f"{found.stats['marginal_error']:>8.1e} {float(found.certificate.relative_gap):>8.1e}",
+            f"{name:<14} {kind:<9} {n:>6} {found.status.name:<10} {found.stats['n_iter']:>5} {full:>4} "
+            f"{cpu:>7.2f} {wall:>8.2f} {found.stats['marginal_error']:>8.1e} "
+            f"{float(found.certificate.relative_gap):>8.1e}",
             flush=True,
         )
 
@@ -79,10 +83,16 @@ def sgd(tol):
 
     solver = AveragedSGD(tol=tol, max_iter=20_000)
     found, wall, cpu = timed(lambda: semidiscrete_transport(source, y, method=solver, generator=generator))
-    print(f"\nd = {d}, {m} atoms: {found.status.name} after {found.stats['n_iter']} minibatches, cpu {cpu:.1f}, {wall:.1f} s")
+    print(
+        f"\nd = {d}, {m} atoms: {found.status.name} after {found.stats['n_iter']} minibatches, "
+        f"cpu {cpu:.1f}, {wall:.1f} s"
+    )
     print(found.certificate)
     off = float((shares(found.assign, source, m, n, generator) - 1 / m).abs().sum())
-    print(f"fresh {off:.4f}, floor {math.sqrt(2 * m / (math.pi * n)):.4f}, marginal error {found.stats['marginal_error']:.4f}")
+    print(
+        f"fresh {off:.4f}, floor {math.sqrt(2 * m / (math.pi * n)):.4f}, "
+        f"marginal error {found.stats['marginal_error']:.4f}"
+    )
 
 
 def published(source, y, steps, batch, generator, rate=0.1):
@@ -99,7 +109,11 @@ def published(source, y, steps, batch, generator, rate=0.1):
 
 
 def dpm():
-    print(f"\n{'source':<9} {'d':>4} {'m':>5} {'method':<10} {'cpu':>7} {'beyond':>7} {'TV':>7} {'floor':>7} {'empty':>5}", end="")
+    print(
+        f"\n{'source':<9} {'d':>4} {'m':>5} {'method':<10} {'cpu':>7} {'beyond':>7} {'TV':>7} {'floor':>7} "
+        f"{'empty':>5}",
+        end="",
+    )
     print(f" {'T cost':>8} {'exact':>8}")
     for d, m in ((2, 500), (16, 500), (196, 1000)):
         generator = torch.Generator().manual_seed(0)

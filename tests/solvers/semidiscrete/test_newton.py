@@ -229,7 +229,9 @@ def test_a_uniform_distribution_of_torch_is_a_density() -> None:
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("density", [UniformBox(0.0, 1.0), SQUARE, IMAGE, CUBE], ids=["line", "square", "image", "cube"])
+@pytest.mark.parametrize(
+    "density", [UniformBox(0.0, 1.0), SQUARE, IMAGE, CUBE], ids=["line", "square", "image", "cube"]
+)
 def test_gradients_of_the_value(density: Density) -> None:
     y, b = cloud(8, density.d).requires_grad_(), weights(8).requires_grad_()
     value = semidiscrete_transport(density, y, b=b, tol=1e-11).value

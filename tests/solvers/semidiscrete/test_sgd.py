@@ -281,14 +281,16 @@ def test_gradients_of_the_value(epsilon: float | None, generator: torch.Generato
 def test_a_resumed_solve_takes_the_same_steps(tmp_path: Path) -> None:
     y = cloud(20, 2)
     options: dict[str, Any] = {"method": AveragedSGD(tol=1e-4, batch_size=256, held_out=1000), "max_iter": 60}
-    with pytest.warns(NotConvergedWarning):
-        whole = semidiscrete_transport(SQUARE, y, **options, generator=torch.Generator().manual_seed(1))
-        half = semidiscrete_transport(
-            SQUARE, y, **{**options, "max_iter": 25}, generator=torch.Generator().manual_seed(1)
-        )
-        torch.save(half.state, tmp_path / "state.pt")
-        saved = torch.load(tmp_path / "state.pt", weights_only=True)
-        again = semidiscrete_transport(SQUARE, y, **options, start=saved)
+
+    def solve(**changes: Any) -> SemidiscreteSolution:
+        with pytest.warns(NotConvergedWarning):
+            return semidiscrete_transport(SQUARE, y, **{**options, **changes})
+
+    whole = solve(generator=torch.Generator().manual_seed(1))
+    half = solve(generator=torch.Generator().manual_seed(1), max_iter=25)
+    torch.save(half.state, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = solve(start=saved)
     assert again.stats["n_iter"] == 35
     assert torch.equal(whole.g, again.g)
     with pytest.raises(InvalidInput, match="20"):

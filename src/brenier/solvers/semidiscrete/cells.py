@@ -107,9 +107,7 @@ class PowerCells:
         """The integrals of density s^k ds, k = 0, 1, 2, from the low end to x along the first axis."""
         i = self._pixel(x, 0) if i is None else i
         density, start = self._values[i, j], self._lines[i]
-        p, q, r = (
-            total[i, j] + density * (x**k - start**k) / k for k, total in zip((1, 2, 3), self._sums)
-        )
+        p, q, r = (total[i, j] + density * (x**k - start**k) / k for k, total in zip((1, 2, 3), self._sums))
         return p, q, r
 
     # -- the plane -------------------------------------------------------------------------------------------
@@ -119,7 +117,8 @@ class PowerCells:
         vertices, tags, count = self._cut(z)
         valid = np.arange(vertices.shape[1]) < count[:, None]
         after = np.take_along_axis(vertices, _following(count, vertices.shape[1])[..., None], 1)
-        owner, tag, p, q = np.nonzero(valid)[0], tags[valid], vertices[valid], after[valid]
+        owner, tag = np.nonzero(valid)[0], tags[valid]
+        p, q = vertices[valid], after[valid]
         masses, first_x, first_y, second = np.zeros((4, n))
         piece, start, end = self._split(p, q)
         a, side = p[piece], (q - p)[piece]
@@ -134,8 +133,8 @@ class PowerCells:
             first_x += np.bincount(cell, moment, n)
             first_y += np.bincount(cell, mass * at[:, 1], n)
             second += np.bincount(cell, square + mass * at[:, 1] ** 2, n)
-        crossed = self._values[i, j] * (end - start) * np.hypot(side[:, 0], side[:, 1])
-        crossed = np.bincount(piece, crossed, len(p))
+        length = (end - start) * np.hypot(side[:, 0], side[:, 1])
+        crossed = np.bincount(piece, self._values[i, j] * length, len(p)).astype(np.float64)
         inner = (tag >= 0) & (crossed > 0)
         rows, cols = owner[inner], tag[inner]
         weights = crossed[inner] / (2 * np.linalg.norm(self.y[cols] - self.y[rows], axis=1))
@@ -206,7 +205,7 @@ class PowerCells:
         points, owner = self._mirrored(atoms, power)
         lift = np.square(points).sum(1) - power[owner]
         facets, centres = _lower_hull(points, lift)
-        a, b, c, before, after = _flags(points, facets, centres)
+        a, b, before, after = _flags(points, facets, centres)
         mine = (a < n) | (b < n)
         a, b, before, after = a[mine], b[mine], before[mine], after[mine]
         apart = points[b] - points[a]
@@ -352,10 +351,11 @@ def _triangles(facets: Index) -> tuple[Index, Index, NDArray[np.bool_]]:
     return corners[start], np.stack([owner[start], owner[second]], 1), twice
 
 
-def _flags(points: Array, facets: Index, centres: Array) -> tuple[Index, Index, Index, Array, Array]:
-    """For each edge (a, b) of each triangle (a, b, c): the side that is dual to the triangle, of the face between a and b.
+def _flags(points: Array, facets: Index, centres: Array) -> tuple[Index, Index, Array, Array]:
+    """For each edge (a, b) of each triangle (a, b, c): the side, dual to the triangle, of the face between a and b.
 
-    The sides go round the face counter-clockwise, seen from b: the centre on the side of (b - a) x (c - a) comes second.
+    The sides go round the face counter-clockwise, seen from b: the centre on the side of (b - a) x (c - a) comes
+    second.
     """
     corners, owners, twice = _triangles(facets)
     corners, owners = corners[twice], owners[twice]
@@ -365,6 +365,6 @@ def _flags(points: Array, facets: Index, centres: Array) -> tuple[Index, Index, 
         a, b, c = corners[:, i], corners[:, j], corners[:, k]
         upwards = np.cross(points[b] - points[a], points[c] - points[a])
         swap = (((two - one) * upwards).sum(1) < 0)[:, None]
-        parts.append((a, b, c, np.where(swap, two, one), np.where(swap, one, two)))
-    a, b, c, before, after = (np.concatenate(t) for t in zip(*parts))
-    return a, b, c, before, after
+        parts.append((a, b, np.where(swap, two, one), np.where(swap, one, two)))
+    a, b, before, after = (np.concatenate(t) for t in zip(*parts))
+    return a, b, before, after

@@ -50,9 +50,9 @@ def semidiscrete_transport(
     .. math::
         \max_g \sum_j b_j g_j + \mathbb E_x \min_j \bigl(c(x, y_j) - g_j\bigr)
 
-    The cell of y_j is where it attains the minimum; under the best g it has the mass b_j, and the map that sends each cell to its
-    atom is optimal. With an epsilon the minimum is soft, -eps log sum_j b_j exp((g_j - c(x, y_j)) / eps), and points are
-    shared out among the atoms.
+    The cell of y_j is where it attains the minimum; under the best g it has the mass b_j, and the map that sends each
+    cell to its atom is optimal. With an epsilon the minimum is soft, -eps log sum_j b_j exp((g_j - c(x, y_j)) / eps),
+    and points are shared out among the atoms.
 
     Args:
         source: a density (`UniformBox`, `UniformPolygon`, `PixelDensity`); a `Gaussian`, or anything else with
@@ -61,11 +61,13 @@ def semidiscrete_transport(
         y: atoms; (m,) is (m, 1). Equal ones are merged inside, those without mass left out.
         b: masses of total 1; uniform when None.
         cost: as for `solve`.
-        epsilon: entropic strength in cost units, or `Relative` to the mean cost, which a sample of the source estimates.
-        method: "newton", exact cells under the squared Euclidean cost for densities with d <= 2 and for `UniformBox` with d = 3;
-            "sgd", any source and cost; "auto", the first where it can be had; or `DampedNewton(...)`, `AveragedSGD(...)`.
-        start: potentials (m,); a solution to go on from, or its `state`, which "sgd" resumes, with the same random numbers
-            where the generator was given and now is not.
+        epsilon: entropic strength in cost units, or `Relative` to the mean cost, which a sample of the source
+            estimates.
+        method: "newton", exact cells under the squared Euclidean cost for densities with d <= 2 and for `UniformBox`
+            with d = 3; "sgd", any source and cost; "auto", the first where it can be had; or `DampedNewton(...)`,
+            `AveragedSGD(...)`.
+        start: potentials (m,); a solution to go on from, or its `state`, which "sgd" resumes, with the same random
+            numbers where the generator was given and now is not.
         tol: marginal error sum_j |m_j - b_j| to stop at; 1e-8 for "newton", 0.02 for "sgd".
         max_iter: steps of Newton's method, or minibatches.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `status`.
@@ -75,8 +77,8 @@ def semidiscrete_transport(
         generator: of random points, on the CPU.
 
     Returns:
-        A `SemidiscreteSolution`: g, masses, value, linear_value, certificate, status, stats, and out of sample assign(x),
-        map(x), potential(x).
+        A `SemidiscreteSolution`: g, masses, value, linear_value, certificate, status, stats, and out of sample
+        assign(x), map(x), potential(x).
 
     Raises:
         InvalidInput: an argument breaks a rule; the message says what was expected, what came, and the cure.
@@ -84,9 +86,9 @@ def semidiscrete_transport(
 
     Complexity: see `DampedNewton` and `AveragedSGD`; nothing of size n x m is formed.
 
-    Source: Aurenhammer, Hoffmann & Aronov (1998), Minkowski-type theorems and least-squares clustering; Kitagawa, Mérigot
-    & Thibert (2019), Convergence of a Newton algorithm for semi-discrete optimal transport; Genevay, Cuturi, Peyré &
-    Bach (2016), Stochastic optimization for large-scale optimal transport.
+    Source: Aurenhammer, Hoffmann & Aronov (1998), Minkowski-type theorems and least-squares clustering; Kitagawa,
+    Mérigot & Thibert (2019), Convergence of a Newton algorithm for semi-discrete optimal transport; Genevay, Cuturi,
+    Peyré & Bach (2016), Stochastic optimization for large-scale optimal transport.
 
     Example:
         >>> import torch
@@ -178,9 +180,7 @@ def _choose(
     return AveragedSGD(**changes), "the source can be sampled"
 
 
-def _in_cost_units(
-    epsilon: float | Relative, problem: SemidiscreteProblem, generator: torch.Generator | None
-) -> float:
+def _in_cost_units(epsilon: float | Relative, problem: SemidiscreteProblem, generator: torch.Generator | None) -> float:
     if not isinstance(epsilon, Relative):
         return float(epsilon)
     cloud = problem.cloud(problem.source.sample(_SCALE_POINTS, generator))

@@ -87,4 +87,4 @@ def sampled_metric(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Metric
     weights = torch.exp(-apart / scale) / (2 * scale * len(x))  # a border is seen from either side
     pairs = (cols.amin(1) * k + cols.amax(1)).cpu().numpy()
     keys, index = np.unique(pairs, return_inverse=True)
-    return Metric(problem.atoms.b, keys, np.bincount(index, weights.cpu().numpy(), len(keys)), scale)
+    return Metric(problem.atoms.b, keys, np.bincount(index, weights.cpu().numpy(), len(keys)).astype(np.float64), scale)

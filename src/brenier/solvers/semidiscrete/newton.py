@@ -48,8 +48,8 @@ class DampedNewton:
 
     .. math:: L\,\delta = b - m(g), \qquad g \leftarrow g + 2^{-l}\,\delta
 
-    m_j(g) is the mass of the power cell of y_j, and L the Laplacian of the graph of cells that meet, with weights (mass on
-    the facet) / (2 |y_j - y_k|). l is the least that keeps all cells above half of the least mass (of b, or at the
+    m_j(g) is the mass of the power cell of y_j, and L the Laplacian of the graph of cells that meet, with weights (mass
+    on the facet) / (2 |y_j - y_k|). l is the least that keeps all cells above half of the least mass (of b, or at the
     start), that takes the share 2^(-l) / 2 off |m - b|, and that does not lower the dual. Steps are full ones from some
     point on, and converge quadratically. The start sends the atoms into the domain by the linear map of their moments;
     on the line it is the answer. Where a density with holes leaves cells empty, the start comes from the same problem
@@ -237,8 +237,8 @@ def _filled(cells: PowerCells, b: Array, g: Array) -> tuple[Array, Diagram]:
 def _certified(cells: PowerCells, b: Array, g: Array, diagram: Diagram, costs: Array) -> Certificate:
     """The dual value below; above, the cost of the map made feasible.
 
-    A cell with too much mass keeps the share b_j / m_j everywhere in it, and what it gives away goes to all the atoms that lack
-    mass, in proportion to what they lack.
+    A cell with too much mass keeps the share b_j / m_j everywhere in it, and what it gives away goes to all the atoms
+    that lack mass, in proportion to what they lack.
     """
     m = diagram.masses
     keep = np.divide(b, m, out=np.ones_like(b), where=m > b)

@@ -186,7 +186,7 @@ class Atoms:
 
 @dataclass(frozen=True)
 class SemidiscreteProblem:
-    r"""Minimise the mean of c(x, T(x)), or with an epsilon <P, C> + eps KL(P | source ⊗ b), over what sends the source to b.
+    r"""Minimise the mean of c(x, T(x)) over maps, or <P, C> + eps KL(P | source ⊗ b) over plans, from the source to b.
 
     Build it with `SemidiscreteProblem.make`, which checks.
 

@@ -47,12 +47,13 @@ class AveragedSGD:
 
     .. math:: g \leftarrow g + \tau_k H_k^{-1} (b - \hat m), \qquad \tau_k = 0.3 / \sqrt{1 + k / 30}
 
-    with the shares m^ of a minibatch that fall into each cell (softly with an epsilon). H is the Laplacian of a graph of
-    cells: points join their two best atoms, with a weight that falls with the difference of the two costs, over its
+    with the shares m^ of a minibatch that fall into each cell (softly with an epsilon). H is the Laplacian of a graph
+    of cells: points join their two best atoms, with a weight that falls with the difference of the two costs, over its
     mean. It estimates the dual's Hessian, so that steps need no scale and groups of atoms that are far from each other
     converge as fast as single ones. It is read from four minibatches at k = 0, 1, 2, 4, 8, ..., and averaged with the
-    one before; potentials of cells that these find empty are raised until they touch one of the points. The answer is the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from
-    the linear map between the moments of source and atoms.
+    one before; potentials of cells that these find empty are raised until they touch one of the points. The answer is
+    the average of the g_k with weights k^3. Under the squared Euclidean cost it starts from the linear map between the
+    moments of source and atoms.
 
     The error is estimated on held-out points, now and then during the solve and at its end:
     chi^2 = sum_j (m_j - b_j)^2 / b_j, without bias, from products of independent parts of the sample. Its root bounds

@@ -35,10 +35,10 @@ class Estimate(NamedTuple):
 class SampledCertificate(NamedTuple):
     r"""What held-out points say of potentials: estimates with standard errors, no proof.
 
-    The points are fresh: the potentials were chosen without them. So `dual` is an unbiased estimate of the dual value, which
-    is a lower bound of the minimum, and `linear` one of the cost of the map (of the plan, with an epsilon), which is optimal
-    onto masses m_j that differ from b_j. `chi2` is an unbiased estimate of sum_j (m_j - b_j)^2 / b_j, and may come out
-    negative; its root bounds the marginal error sum_j |m_j - b_j|.
+    The points are fresh: the potentials were chosen without them. So `dual` is an unbiased estimate of the dual value,
+    which is a lower bound of the minimum, and `linear` one of the cost of the map (of the plan, with an epsilon),
+    which is optimal onto masses m_j that differ from b_j. `chi2` is an unbiased estimate of sum_j (m_j - b_j)^2 / b_j,
+    and may come out negative; its root bounds the marginal error sum_j |m_j - b_j|.
     """
 
     dual: Estimate
@@ -133,8 +133,8 @@ class SemidiscreteSolution:
     def value(self) -> Any:
         """The dual value at g, a lower bound of the minimum; see `certificate` for how sure it is.
 
-        Differentiable in y and b, by the envelope theorem: first derivatives, that in b up to one constant for all atoms,
-        and NaN where b_j = 0.
+        Differentiable in y and b, by the envelope theorem: first derivatives, that in b up to one constant for all
+        atoms, and NaN where b_j = 0.
         """
         y, b, atoms = self.problem.y, self.problem.b, self.problem.atoms
         value = y.new_tensor(self._outcome.value)
@@ -212,7 +212,7 @@ class SemidiscreteSolution:
 
     @property
     def polygons(self) -> list[Any] | None:
-        """The cells as vertices (k_j, 2), counter-clockwise, one for each atom; None where they are not known exactly."""
+        """The cells as vertices (k_j, 2), counter-clockwise, one for each atom; None where these are not known."""
         cells, atoms = self._outcome.polygons, self.problem.atoms
         if cells is None:
             return None
