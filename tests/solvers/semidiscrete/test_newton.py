@@ -160,6 +160,15 @@ def test_bounds_hold_wherever_it_stops() -> None:
     assert_close(again.g, best.g, 1e-6)
 
 
+def test_many_atoms_on_the_line() -> None:
+    y = torch.randn(3000, 1, generator=torch.Generator().manual_seed(0), dtype=D)
+    found = semidiscrete_transport(PixelDensity(np.random.default_rng(0).random(100)), y, tol=1e-6)
+    assert found.stats["n_iter"] == 0
+    assert float((found.masses - 1 / 3000).abs().sum()) < 1e-6
+    x = UniformBox(0.0, 1.0).sample(2000)
+    assert float((found.map(x).flatten().diff()[x.flatten().diff() > 0]).min()) >= 0  # monotone
+
+
 def test_a_source_with_holes() -> None:
     image = np.zeros((12, 12))
     image[:3, :3], image[8:, 7:] = 1, 2

@@ -99,6 +99,21 @@ def masses_of(found: SemidiscreteSolution, b: Tensor) -> Tensor:
     return torch.from_numpy(cells(found.g.numpy()).masses)
 
 
+def test_clusters_and_a_start_where_most_cells_are_empty(generator: torch.Generator) -> None:
+    """Atoms in far clusters, a source off the middle, and potentials of zero to begin with."""
+    centres = 4 * normal(6, 8)
+    y = centres[torch.arange(60) % 6] + 0.3 * normal(60, 8, 1)
+    source = UniformBox([0.0] * 8, [1.0] * 8)
+    solver = AveragedSGD(tol=0.05)
+    x = source.sample(20_000, generator)
+    before = torch.bincount((torch.cdist(x, y).square()).argmin(1), minlength=60)
+    assert int((before == 0).sum()) > 30
+    for start in (None, torch.zeros(60, dtype=D)):
+        found = semidiscrete_transport(source, y, method=solver, start=start, generator=generator)
+        assert found.status is Status.CONVERGED
+        assert int(torch.bincount(found.assign(x), minlength=60).min()) > 0.8 * 20_000 / 60
+
+
 def test_any_cost(generator: torch.Generator) -> None:
     """Against the exact solver on a sample, for a cost whose cells are no polygons."""
     y, n = cloud(8, 2), 4000

@@ -82,7 +82,7 @@ class PowerCells:
 
     def _intervals(self, z: Array) -> Diagram:
         y = self.y[:, 0]
-        rows, cols, met = _neighbours(self.y, z)
+        rows, cols, met = _chain(y, z)
         ends = (z[cols] - z[rows]) / (2 * (y[cols] - y[rows]))
         right = y[cols] > y[rows]
         low, high = np.full(self.n, self.low[0]), np.full(self.n, self.high[0])
@@ -92,7 +92,6 @@ class PowerCells:
         high = np.where(met, np.maximum(low, high), low)
         masses, first, second = (b - a for a, b in zip(self._prefix(low), self._prefix(high)))
         inside = (ends > self.low[0]) & (ends < self.high[0]) & (masses[rows] > 0) & (masses[cols] > 0)
-        inside &= ends == np.where(right, high[rows], low[rows])  # cells of other pairs do not touch
         rows, cols, ends = rows[inside], cols[inside], ends[inside]
         pixel = self._pixel(ends, 0)
         weights = self._values[pixel, 0] / (2 * np.abs(y[cols] - y[rows]))
@@ -297,6 +296,20 @@ def _rank(y: Array) -> tuple[int, Array]:
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     rank = int((sizes > _FLAT * sizes[0]).sum()) if sizes[0] > 0 else 0
     return rank, centred @ axes[:rank].T
+
+
+def _chain(y: Array, z: Array) -> tuple[Index, Index, NDArray[np.bool_]]:
+    """The same as `_neighbours` on the line, where points above a chord of others are dropped until none is."""
+    chain = y.argsort()
+    while len(chain) > 2:
+        slopes = np.diff(z[chain]) / np.diff(y[chain])
+        keep = np.concatenate([[True], slopes[:-1] <= slopes[1:], [True]])
+        if keep.all():
+            break
+        chain = chain[keep]
+    met = np.zeros(len(y), dtype=bool)
+    met[chain] = True
+    return np.append(chain[:-1], chain[1:]), np.append(chain[1:], chain[:-1]), met
 
 
 def _neighbours(y: Array, z: Array) -> tuple[Index, Index, NDArray[np.bool_]]:
