@@ -16,8 +16,8 @@ __all__ = ["Metric", "absorbed", "sampled_metric"]
 
 Array = NDArray[np.float64]
 
-_LEAST = 1.0  # of b_j / scale, for a degree: no cell without its share of mass may move by more than a scale
-_RIDGE = 1e-3  # of b_j / scale, on the diagonal, for parts that do not hang together
+_LEAST = 1.0  # of b_j / scale: the degree of a cell that hardly any point was near
+_RIDGE = 0.02  # of b_j / scale, on the diagonal: how far parts that hardly hang together may move at once
 _ROUGH = 0.03  # relative residual of a direction, which is random anyway
 _MAX_ITER = 300  # of conjugate gradients
 
@@ -76,7 +76,8 @@ def sampled_metric(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Metric
     """Read the graph from points x (n, d): each joins its two best atoms, the more the nearer it is to a tie.
 
     The derivative of m_i in g_j is minus the density, at zero, of the difference of their reduced costs. A kernel
-    exp(-difference / scale) / scale estimates it, whose width is the mean difference, plus epsilon.
+    exp(-difference / scale) / scale estimates it, whose width is the mean difference, plus epsilon. Borders of cells
+    with too little mass are taken for as long as they will be.
     """
     k = len(g)
     near = problem.cloud(x).support(x.new_zeros(len(x)), absorbed(problem, g).to(x), math.inf, 2)
@@ -86,5 +87,9 @@ def sampled_metric(problem: SemidiscreteProblem, x: Tensor, g: Tensor) -> Metric
     scale = max(scale, torch.finfo(torch.float32).tiny)
     weights = torch.exp(-apart / scale) / (2 * scale * len(x))  # a border is seen from either side
     pairs = (cols.amin(1) * k + cols.amax(1)).cpu().numpy()
+    best = cols.gather(1, reduced.argmin(1, keepdim=True)).squeeze(1)
+    counts = torch.bincount(best, minlength=k).double()
+    short = (problem.atoms.b * len(x) / counts.clamp(min=1)).clamp(min=1)
+    weights *= torch.maximum(short[cols[:, 0]], short[cols[:, 1]])
     keys, index = np.unique(pairs, return_inverse=True)
     return Metric(problem.atoms.b, keys, np.bincount(index, weights.cpu().numpy(), len(keys)).astype(np.float64), scale)
