@@ -309,6 +309,7 @@ def test_how_it_ends() -> None:
         (SQUARE, {"timeout": -1.0}, "timeout"),
         (SQUARE, {"epsilon": -1.0}, "epsilon"),
         (SQUARE, {"start": torch.zeros(3)}, "start"),
+        (SQUARE, {"start": {"g": torch.zeros(10)}}, "a state of 'sgd'"),
         (SQUARE, {"generator": 3}, "generator"),
         (3, {}, "source"),
     ],

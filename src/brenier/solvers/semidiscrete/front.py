@@ -115,6 +115,8 @@ def semidiscrete_transport(
     chosen, reason = _choose(method, problem, tol, max_iter)
     chosen.check(problem)
     saved, g = _read_start(start, len(problem.y))
+    if saved is not None and g is None and isinstance(chosen, DampedNewton):
+        refuse("start", "potentials or a solution for method='newton'", "a state of 'sgd'")
     iteration = 0
     with torch.no_grad(), _limited(timeout), _progress(chosen, progress) as report:  # type: ignore[arg-type]
         state: Any
