@@ -24,7 +24,7 @@ ax.set_title(f"{len(y)} cells of one area, after {found.stats['n_iter']} Newton 
 print(found.certificate)
 
 # %%
-# Many more Newton steps would change nothing: the marginal error is at rounding.
+# Newton's steps are damped at first, and full ones at the end, where each squares the error.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 left.plot(found.stats["dual_values"], marker="o")
