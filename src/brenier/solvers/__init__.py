@@ -34,6 +34,11 @@ from .hierarchical import Hierarchical
 from .lowrank import LowRank
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
+from .semidiscrete.densities import Density, PixelDensity, UniformBox, UniformPolygon
+from .semidiscrete.front import semidiscrete_transport
+from .semidiscrete.newton import DampedNewton
+from .semidiscrete.sgd import AveragedSGD
+from .semidiscrete.solution import Estimate, SampledCertificate, SemidiscreteSolution
 from .structure.gradient import ConditionalGradient
 from .structure.mirror import Mirror, Proximal
 from .structure.quantized import Quantized
@@ -46,13 +51,17 @@ __all__ = [
     "Anderson",
     "Annealing",
     "Assignment",
+    "AveragedSGD",
     "Barycentre",
     "BarycentreCertificate",
     "BarycentreSolution",
     "Bregman",
     "Circle",
     "ConditionalGradient",
+    "DampedNewton",
+    "Density",
     "DualAscent",
+    "Estimate",
     "Fixed",
     "FreeSupport",
     "Gaussian",
@@ -77,11 +86,14 @@ __all__ = [
     "Newton",
     "NewtonPath",
     "OverRelaxation",
+    "PixelDensity",
     "Plain",
     "Proximal",
     "Quantized",
     "Relaxation",
+    "SampledCertificate",
     "Schedule",
+    "SemidiscreteSolution",
     "Sinkhorn",
     "SinkhornNewton",
     "Solver",
@@ -91,6 +103,8 @@ __all__ = [
     "StructureCertificate",
     "SubsampleStart",
     "SymmetricSinkhorn",
+    "UniformBox",
+    "UniformPolygon",
     "Zeros",
     "barycentre",
     "gaussian_barycentre",
@@ -101,4 +115,5 @@ __all__ = [
     "mixture_geodesic",
     "mixture_transport",
     "run",
+    "semidiscrete_transport",
 ]

@@ -1,0 +1,1 @@
+"""Transport from a law that can be sampled or integrated to atoms."""
