@@ -32,6 +32,9 @@ from .gaussian.mixture import (
 from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 from .hierarchical import Hierarchical
 from .lowrank import LowRank
+from .penalized.gradient import GeneralizedGradient
+from .penalized.problem import Penalized, PenalizedSolution
+from .penalized.terms import ClassNorm, ClassPower, Smoothness, Term
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 from .structure.gradient import ConditionalGradient
@@ -51,6 +54,8 @@ __all__ = [
     "BarycentreSolution",
     "Bregman",
     "Circle",
+    "ClassNorm",
+    "ClassPower",
     "ConditionalGradient",
     "DualAscent",
     "Fixed",
@@ -60,6 +65,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianPlan",
     "GaussianStart",
+    "GeneralizedGradient",
     "Given",
     "GridFlow",
     "GromovSolution",
@@ -77,6 +83,8 @@ __all__ = [
     "Newton",
     "NewtonPath",
     "OverRelaxation",
+    "Penalized",
+    "PenalizedSolution",
     "Plain",
     "Proximal",
     "Quantized",
@@ -84,6 +92,7 @@ __all__ = [
     "Schedule",
     "Sinkhorn",
     "SinkhornNewton",
+    "Smoothness",
     "Solver",
     "SortingStart",
     "SparseNewton",
@@ -91,6 +100,7 @@ __all__ = [
     "StructureCertificate",
     "SubsampleStart",
     "SymmetricSinkhorn",
+    "Term",
     "Zeros",
     "barycentre",
     "gaussian_barycentre",
