@@ -5,6 +5,8 @@ from .barycentres.free import FreeSupport
 from .barycentres.front import barycentre
 from .barycentres.problem import Barycentre, BarycentreCertificate, BarycentreSolution
 from .base import Solver, run
+from .dynamic.geodesic import DynamicPath, dynamic_transport
+from .dynamic.tangent import TransportVelocity, solenoidal_projection, tangent_velocity, transport_velocity
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
 from .entropic.multiscale import Multiscale
@@ -58,6 +60,7 @@ __all__ = [
     "ClassPower",
     "ConditionalGradient",
     "DualAscent",
+    "DynamicPath",
     "Fixed",
     "FreeSupport",
     "Gaussian",
@@ -101,8 +104,10 @@ __all__ = [
     "SubsampleStart",
     "SymmetricSinkhorn",
     "Term",
+    "TransportVelocity",
     "Zeros",
     "barycentre",
+    "dynamic_transport",
     "gaussian_barycentre",
     "gaussian_cost",
     "gaussian_geodesic",
@@ -111,4 +116,7 @@ __all__ = [
     "mixture_geodesic",
     "mixture_transport",
     "run",
+    "solenoidal_projection",
+    "tangent_velocity",
+    "transport_velocity",
 ]
