@@ -236,8 +236,6 @@ def test_refusals() -> None:
         ClassMap().fit(x, labels[:3], y)
     with pytest.raises(InvalidInput, match="norm"):
         ClassMap(norm="l1").fit(x, labels, y)
-    with pytest.raises(InvalidInput, match="ExactMap"):
-        EntropicMap(None).fit(x, Xt=y)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="extension"):
         EntropicMap(extension="linear").fit(x, Xt=y)
     with pytest.raises(InvalidInput, match="n_neighbors"):
@@ -258,6 +256,8 @@ class _ToAShift:
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         moved = self._read(X, reset=True) + 1  # type: ignore[attr-defined]
+        if hasattr(X, "columns"):
+            moved = type(X)(moved, columns=list(X.columns))
         return super().fit(X, Xt=moved, sample_weight=sample_weight, target_weight=sample_weight)  # type: ignore[misc]
 
 

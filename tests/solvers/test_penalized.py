@@ -65,7 +65,7 @@ def test_values_by_hand() -> None:
     P = torch.tensor([[3.0, 0.0], [4.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1])
     assert float(ClassNorm(labels).value(P)) == 5 + 1 + 2
-    assert float(ClassPower(labels, delta=1e-12).value(P)) == pytest.approx(7**0.5 + 1 + 2**0.5, abs=1e-5)
+    assert float(ClassPower(labels, offset=1e-12).value(P)) == pytest.approx(7**0.5 + 1 + 2**0.5, abs=1e-5)
     # two sources sent to distance 3, masses 1/2, one edge of weight 1
     a, y = torch.full((2,), 0.5, dtype=torch.float64), torch.tensor([[0.0], [3.0]], dtype=torch.float64)
     line = (torch.tensor([0]), torch.tensor([1]), torch.ones(1, dtype=torch.float64))
@@ -167,6 +167,6 @@ def test_refusals() -> None:
         run(given, GeneralizedGradient())
     with pytest.raises(InvalidInput, match="start"):
         solved(given, term, 1.0, start=brenier.solve(cloud(3), cloud(3)).plan)
-    with pytest.raises(InvalidInput, match="potentials"):
+    with pytest.raises(InvalidInput, match="new points"):
         solved(given, term, 0.1).map(cloud(3))
     assert run(problem(None), NetworkSimplex()).status.ok

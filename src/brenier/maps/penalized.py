@@ -37,11 +37,11 @@ class ClassMap(PlanMap):
     least. New points follow the nearest training point.
 
     Args:
-        epsilon: in cost units, or `Relative(0.05)` for 0.05 x mean cost; None for no entropy.
-        eta: strength of the term, in cost units, or `Relative` as well.
+        epsilon: in cost units, or `Relative(0.05)` for 0.05 x mean cost, which is also that of None.
+        eta: strength of the term, in the same units; Relative(0.05) when None.
         norm: "l2", the convex group lasso, or "lp", the concave power of the mass of a class, which separates classes
             more strongly and depends on its start, the plan without the term.
-        p, delta: for "lp": sum (mass + delta)^p - delta^p.
+        p, offset: for "lp": sum (mass + offset)^p - offset^p.
         cost: as for `solve`.
         tol: gap to the optimum for "l2", to a stationary point for "lp", relative to the value without the term.
         max_iter: linear problems after the first.
@@ -70,11 +70,11 @@ class ClassMap(PlanMap):
 
     def __init__(
         self,
-        epsilon: float | Relative | None = Relative(0.05),
-        eta: float | Relative = Relative(0.05),
+        epsilon: float | Relative | None = None,
+        eta: float | Relative | None = None,
         norm: str = "l2",
         p: float = 0.5,
-        delta: float = 1e-3,
+        offset: float = 1e-3,
         cost: str | Cost = "sqeuclidean",
         tol: float = 1e-5,
         max_iter: int = 200,
@@ -83,7 +83,7 @@ class ClassMap(PlanMap):
         self.eta = eta
         self.norm = norm
         self.p = p
-        self.delta = delta
+        self.offset = offset
         self.cost = cost
         self.tol = tol
         self.max_iter = max_iter
@@ -94,11 +94,12 @@ class ClassMap(PlanMap):
         if self.norm == "l2":
             term: Term = ClassNorm(labels)
         elif self.norm == "lp":
-            term = ClassPower(labels, self.p, self.delta)
+            term = ClassPower(labels, self.p, self.offset)
         else:
             refuse("norm", "'l2' or 'lp'", repr(self.norm))
-        problem = Problem.make(PointCloud(x, y, self.cost), a, b, epsilon=self.epsilon)
-        return _penalized(problem, term, self.eta, self.tol, self.max_iter, x)
+        epsilon, eta = (Relative(0.05) if t is None else t for t in (self.epsilon, self.eta))
+        problem = Problem.make(PointCloud(x, y, self.cost), a, b, epsilon=epsilon)
+        return _penalized(problem, term, eta, self.tol, self.max_iter, x)
 
     def _keep(self, solution: Solution, a: Array, b: Array) -> None:
         self.lower_ = float(solution.dual_value)

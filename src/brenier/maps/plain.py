@@ -85,7 +85,7 @@ class EntropicMap(PlanMap):
     T is defined everywhere, and is the barycentric projection of the plan at the training points. Nothing n x m is kept.
 
     Args:
-        epsilon: in cost units, or `Relative(0.05)` for 0.05 x mean cost.
+        epsilon: in cost units, or `Relative(0.05)` for 0.05 x mean cost, which is also that of None.
         cost: as for `solve`.
         rho: price of mass that differs from the weights, in cost units (`KL(rho)`): a number, a pair for source and
             target, or None for marginals that are met.
@@ -117,7 +117,7 @@ class EntropicMap(PlanMap):
 
     def __init__(
         self,
-        epsilon: float | Relative = Relative(0.05),
+        epsilon: float | Relative | None = None,
         cost: str | Cost = "sqeuclidean",
         rho: Rho = None,
         extension: str = "entropic",
@@ -134,10 +134,9 @@ class EntropicMap(PlanMap):
     def _solve(self, x: Array, y: Array, a: Array, b: Array, ys: ArrayLike | None) -> Solution:
         if self.extension not in ("entropic", "nearest"):
             refuse("extension", "'entropic' or 'nearest'", repr(self.extension))
-        if self.epsilon is None:
-            refuse("epsilon", "a positive number or Relative(fraction)", "None", "Use ExactMap().")
+        epsilon = Relative(0.05) if self.epsilon is None else self.epsilon
         marginals = _marginals(self.rho, KL)
-        return solve(x, y, a=a, b=b, cost=self.cost, epsilon=self.epsilon, marginals=marginals, tol=self.tol,
+        return solve(x, y, a=a, b=b, cost=self.cost, epsilon=epsilon, marginals=marginals, tol=self.tol,
                      max_iter=self.max_iter)  # fmt: skip
 
     def _keep(self, solution: Solution, a: Array, b: Array) -> None:

@@ -68,7 +68,7 @@ def tangent_velocity(
     .. math:: -\nabla\cdot(\rho\nabla\varphi) + \delta^{-2} \rho\,\varphi = \dot\rho
 
     the tangent vector of Wasserstein-2 transport without delta, and of Wasserstein-Fisher-Rao transport with it. Finite
-    differences on faces: the curl of v is zero and mass is balanced to the residual, exactly in the discrete sense.
+    differences on faces: the curl of v is zero and mass is balanced to the residual, in the discrete sense.
 
     Args:
         rho: positive density (or masses, one unit for both arguments).

@@ -103,8 +103,8 @@ class GeneralizedGradient(Solver[GeneralizedState]):
         else:
             P = torch.as_tensor(self.start.dense(), dtype=torch.float64, device=linear.a.device)
             first = _Least(P, *zero, float("-inf"))
-        value, far = _value(given, first.P), float("inf")
-        scale = max(abs(_value(given, first.P, term=False)), torch.finfo(torch.float64).tiny)
+        value, far = float(given.total(first.P)), float("inf")
+        scale = max(abs(float(given.total(first.P, term=False))), torch.finfo(torch.float64).tiny)
         return GeneralizedState(first.P, first.f, first.g, value, first.dual, scale, far)
 
     def step(self, problem: Problem, state: GeneralizedState) -> GeneralizedState:
@@ -120,7 +120,7 @@ class GeneralizedGradient(Solver[GeneralizedState]):
             return state
         t = 1.0 if given.term.concave else _line_search(given, P, best.P - P)
         P = best.P if t == 1 else P + t * (best.P - P)
-        return state._replace(P=P, value=_value(given, P))
+        return state._replace(P=P, value=float(given.total(P)))
 
     def _solve(self, linear: Problem, last: GeneralizedState | None) -> _Least:
         """The best plan of a linear problem, from the potentials of the last one."""
@@ -156,26 +156,17 @@ def _penalized(problem: Problem) -> Penalized:
     return problem
 
 
-def _value(problem: Penalized, P: Tensor, *, term: bool = True) -> float:
-    """F(P), with or without the term."""
-    total = (P * problem.geometry.tile().double()).sum() + problem.penalty(P)
-    return float(total + problem.eta * problem.term.value(P) if term else total)
-
-
 def _line_search(problem: Penalized, P: Tensor, move: Tensor) -> float:
     """The t in [0, 1] of the smallest F(P + t move), for a convex F: the root of its slope, by false position.
 
     The slope of a quadratic is a line, whose root the first guess finds.
     """
-    constant = float((move * problem.geometry.tile().double()).sum())
 
     def slope(at: float) -> float:
         with torch.enable_grad():
             t = torch.tensor(at, dtype=P.dtype, device=P.device, requires_grad=True)
-            Q = P + t * move
-            rest = problem.penalty(Q) + problem.eta * problem.term.value(Q)
-            (derivative,) = torch.autograd.grad(rest, t, allow_unused=True)
-        return constant + (0.0 if derivative is None else float(derivative))
+            (derivative,) = torch.autograd.grad(problem.total(P + t * move), t)
+        return float(derivative)
 
     low, high, down, up = 0.0, 1.0, slope(0.0), slope(1.0)
     if up <= 0:

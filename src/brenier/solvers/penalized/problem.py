@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._inputs import is_real
 from ...certificate import Certificate
 from ...errors import refuse
-from ...geometry import CostMatrix
+from ...geometry import CostMatrix, Geometry
 from ...plan import SparsePlan
 from ...problem import Problem, Relative
 from ...solution import Solution
@@ -65,25 +65,33 @@ class Penalized(Problem):
     def T(self) -> NoReturn:
         refuse("the transposed problem", "a problem without a term", repr(self.term))
 
+    @cached_property
+    def exact(self) -> Penalized:
+        """The problem as constants in float64."""
+        return self.detach().double()
+
+    @cached_property
+    def _cost(self) -> Tensor:
+        return self.exact.geometry.tile()
+
     def linear(self, gradient: Tensor | None = None) -> Problem:
         """The problem without its term, in float64; with a gradient (n, m) of the term in the cost."""
-        double = self.detach().double()
-        cost = double.geometry.tile()
-        cost = cost if gradient is None else cost + self.eta * gradient
-        return Problem(CostMatrix(cost), double.a, double.b, double.marginals, double.epsilon)
+        p = self.exact
+        cost = self._cost if gradient is None else self._cost + self.eta * gradient
+        return Problem(CostMatrix(cost), p.a, p.b, p.marginals, p.epsilon)
 
-    def penalty(self, P: Tensor) -> Tensor:
-        """Eps KL(P | a ⊗ b) and the penalties of the marginals, (), of a dense plan in float64; differentiable."""
-        double = self.detach().double()
-        total = P.new_zeros(())
-        for marginal, side, dim in zip(double.marginals, double.sides, (1, 0)):
-            total = total + marginal.penalty(P.sum(dim), side)
-        if double.epsilon is None:
-            return total
-        whole = double.a.unsqueeze(-1) * double.b
-        some = (P > 0) & (whole > 0)  # x log x has no derivative at zero
-        ratio = torch.where(some, P, 1).log() - torch.where(some, whole, 1).log()
-        return total + double.epsilon * ((torch.where(some, P, 0) * ratio).sum() - P.sum() + whole.sum())
+    def total(self, P: Tensor, *, term: bool = True) -> Tensor:
+        """What is minimised, (), with or without the term, of a dense plan in float64; differentiable in it."""
+        p = self.exact
+        value = (P * self._cost).sum()
+        for marginal, side, dim in zip(p.marginals, p.sides, (1, 0)):
+            value = value + marginal.penalty(P.sum(dim), side)
+        if p.epsilon is not None:
+            whole = p.a.unsqueeze(-1) * p.b
+            some = (P > 0) & (whole > 0)  # x log x has no derivative at zero
+            ratio = torch.where(some, P, 1).log() - torch.where(some, whole, 1).log()
+            value = value + p.epsilon * ((torch.where(some, P, 0) * ratio).sum() - P.sum() + whole.sum())
+        return value + self.eta * self.term.value(P) if term else value
 
 
 class PenalizedSolution(Solution):
@@ -100,15 +108,14 @@ class PenalizedSolution(Solution):
         with torch.no_grad():
             plan = self._solved[0]
             assert isinstance(plan, SparsePlan)
-            P = dense(plan)
-            return plan.cost().double() + self.problem.penalty(P) + self.problem.eta * self.problem.term.value(P)
+            return self.problem.total(dense(plan))
 
     @property
     def value(self) -> Any:
         """What was minimised, with entropy, penalties and the term; not differentiable."""
         return self.kind.array(self._value.to(self.problem.a.dtype))
 
-    @property
+    @cached_property
     def dual_value(self) -> Any:
         """A lower bound of the minimum, from the linearised problems; for concave terms from that without the term."""
         return self.kind.array(self.problem.a.new_tensor(self.stats["lower"]))
@@ -123,17 +130,9 @@ class PenalizedSolution(Solution):
         )
         return plain.certify()
 
-    @property
-    def potentials(self) -> Any:
-        """Refused: beyond the sample the term is not defined."""
-        refuse("potentials", "a solution of a problem without a term", f"one with {type(self.problem.term).__name__}",
-               "Use solution.f and solution.g, or the estimators in brenier.maps.")  # fmt: skip
-
-    def map(self, x_new: Any = None) -> Any:
-        """Send sources to the barycentres of their targets, (n, d); new points are refused."""
-        if x_new is not None:
-            self.potentials  # noqa: B018 - refuses
-        return self.plan.barycentric()
+    def _new_cloud(self, points: Any, geometry: Geometry) -> NoReturn:
+        refuse("new points", "a solution of a problem without a term", f"one with {type(self.problem.term).__name__}",
+               "Use the estimators in brenier.maps, or solution.plan.barycentric().")  # fmt: skip
 
     def __repr__(self) -> str:
         return "Penalized" + super().__repr__()

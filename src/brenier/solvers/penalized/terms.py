@@ -78,7 +78,7 @@ class ClassNorm(Term):
 
 @dataclass(frozen=True)
 class ClassPower(Term):
-    r"""The l_p-l_1 group term: sum_j sum_c (||P_{c j}||_1 + delta)^p - delta^p, for 0 < p < 1.
+    r"""The l_p-l_1 group term: sum_j sum_c (||P_{c j}||_1 + offset)^p - offset^p, for 0 < p < 1.
 
     Concave: its linearisation lies above it, and conditional gradients with unit steps are its majorisation by
     minimisation. It asks for one class a column more strongly than `ClassNorm`, and has many local minima.
@@ -86,7 +86,7 @@ class ClassPower(Term):
     Args:
         labels: the class of each row, (n,) integers from 0 on.
         p: the power.
-        delta: rounds the corner at zero, in units of mass.
+        offset: rounds the corner at zero, in units of mass.
 
     Reference:
         Courty, Flamary & Tuia (2014), Domain adaptation with regularized optimal transport.
@@ -95,22 +95,22 @@ class ClassPower(Term):
     concave: ClassVar[bool] = True
     labels: Tensor
     p: float = 0.5
-    delta: float = 1e-3
+    offset: float = 1e-3
 
     def __post_init__(self) -> None:
         if not (is_real(self.p) and 0 < self.p < 1):
             refuse("ClassPower p", "a number between 0 and 1", repr(self.p))
-        if not (is_real(self.delta) and 0 < self.delta < float("inf")):
-            refuse("ClassPower delta", "a positive finite mass", repr(self.delta))
+        if not (is_real(self.offset) and 0 < self.offset < float("inf")):
+            refuse("ClassPower offset", "a positive finite mass", repr(self.offset))
 
     def check(self, shape: tuple[int, int]) -> None:
         _check_labels("ClassPower labels", self.labels, shape[0])
 
     def value(self, P: Tensor) -> Tensor:
-        return ((_by_class(P, self.labels) + self.delta) ** self.p - self.delta**self.p).sum()
+        return ((_by_class(P, self.labels) + self.offset) ** self.p - self.offset**self.p).sum()
 
     def gradient(self, P: Tensor) -> Tensor:
-        return (self.p * (_by_class(P, self.labels) + self.delta) ** (self.p - 1))[self.labels]
+        return (self.p * (_by_class(P, self.labels) + self.offset) ** (self.p - 1))[self.labels]
 
 
 @dataclass(frozen=True)
