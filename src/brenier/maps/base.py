@@ -48,6 +48,7 @@ class PlanMap(CloudMap):
         plan_: the transport plan, an operator: `plan_ @ v`, `plan_.sparse()`, `plan_.dense()`.
         source_, target_: the clouds, (n, d) and (m, d).
         value_: what was minimised.
+        n_iter_: iterations of the solver.
         n_features_in_: d.
 
     Reference:
@@ -89,6 +90,7 @@ class PlanMap(CloudMap):
         self.source_, self.target_ = x, y
         self.plan_: Plan = solution.plan
         self.value_ = float(solution.value)
+        self.n_iter_ = int(solution.stats["n_iter"])
         self._keep(solution, a, b)
         return self
 

@@ -47,7 +47,7 @@ class ClassMap(PlanMap):
         max_iter: linear problems after the first.
 
     Attributes:
-        plan_, source_, target_, value_, n_features_in_: as for every map; the value has the entropy and term in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the entropy and term in it.
         lower_: a proved lower bound of the value.
         classes_: of the source.
 
@@ -125,7 +125,7 @@ class LaplacianMap(PlanMap):
         max_iter: linear problems after the first.
 
     Attributes:
-        plan_, source_, target_, value_, n_features_in_: as for every map; the value has the term in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the term in it.
         lower_: a proved lower bound of the value.
 
     Raises:

@@ -49,7 +49,7 @@ class ExactMap(PlanMap):
             plans that take all.
 
     Attributes:
-        plan_, source_, target_, value_, n_features_in_: as for every map; the value is the exact optimum.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value is the exact optimum.
 
     Raises:
         InvalidInput: clouds, masses or parameters that break a rule.
@@ -94,7 +94,7 @@ class EntropicMap(PlanMap):
         max_iter: of iterations; that of the solver when None.
 
     Attributes:
-        plan_, source_, target_, value_, n_features_in_: as for every map; the value has the entropy and penalties in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the entropy and penalties in it.
         epsilon_: in cost units.
 
     Raises:
@@ -141,9 +141,11 @@ class EntropicMap(PlanMap):
 
     def _keep(self, solution: Solution, a: Array, b: Array) -> None:
         self.epsilon_ = float(solution.stats["epsilon"])
-        with np.errstate(divide="ignore"):  # points without mass draw nothing
-            logs = [self.epsilon_ * np.log(w.astype(np.float64)) for w in (a, b)]
-        self._levels = [h.double().numpy() + log for h, log in zip((solution.f, solution.g), logs)]
+        # those of the plan; points without mass draw nothing
+        self._levels = [
+            np.where(w > 0, h.double().numpy() + self.epsilon_ * np.log(np.where(w > 0, w, 1)), -np.inf)
+            for h, w in ((solution.f, a), (solution.g, b))
+        ]
 
     def _extension(self, new: Tensor, here: Tensor, there: Tensor, plan: Plan, back: bool) -> Tensor:
         if self.extension == "nearest":

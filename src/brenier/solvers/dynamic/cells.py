@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -114,13 +114,12 @@ class Cells:
 
     # -- Poisson's equation ----------------------------------------------------------------------------------
 
-    @cached_property
     def _spectrum(self) -> Tensor:
+        """The eigenvalues of minus the Laplacian, in float64."""
         total = torch.zeros(self.sizes, dtype=torch.float64)
         for k, (n, h, kind) in enumerate(zip(self.sizes, self.spacing, self.boundaries)):
             angle = torch.arange(n, dtype=torch.float64) * (math.pi / n) * (1 if kind == "neumann" else 2)
-            # 1 - cos loses all digits of small angles
-            values = (2 * (angle / 2).sin() / h) ** 2
+            values = (2 * (angle / 2).sin() / h) ** 2  # 1 - cos would lose the digits of small angles
             total = total + values.reshape(-1, *(1,) * (self.d - k - 1))
         return total
 
@@ -129,8 +128,7 @@ class Cells:
 
         Without a screen phi has mean zero, and the mean of the right-hand side is left out. Differentiable in it.
         """
-        eigenvalues = (self._spectrum + screen).to(rhs.device)
-        inverse = torch.where(eigenvalues > 0, 1 / torch.where(eigenvalues > 0, eigenvalues, 1), 0).to(rhs.dtype)
+        inverse = _inverse(self, float(screen), rhs.dtype, rhs.device)
         closed, open_ = ([self._axis(k) for k in range(self.d) if self.boundaries[k] == kind] for kind in BOUNDARIES)
         t = rhs
         for axis in closed:
@@ -141,6 +139,13 @@ class Cells:
         for axis in closed:
             t = _idct(t, axis)
         return t
+
+
+@lru_cache(maxsize=16)
+def _inverse(cells: Cells, screen: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One over the eigenvalues of -laplacian + screen; zero for the constants where there is no screen."""
+    values = cells._spectrum() + screen
+    return torch.where(values > 0, 1 / torch.where(values > 0, values, 1), 0).to(device, dtype)
 
 
 def _each(value: Any, d: int, name: str) -> Sequence[Any]:
@@ -156,17 +161,15 @@ def _mean(t: Tensor, shift: int, axis: int) -> Tensor:
     return (t + t.roll(shift, axis)) / 2
 
 
-def _turn(n: int, like: Tensor) -> Tensor:
-    """exp(-i pi k / 2n)."""
-    angle = -torch.arange(n, dtype=torch.float64, device=like.device) * (math.pi / (2 * n))
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex128 if like.dtype == torch.float64 else torch.complex64)
-
-
-def _scale(n: int, like: Tensor) -> Tensor:
-    """What makes the cosine transform orthonormal."""
-    scale = torch.full((n,), math.sqrt(1 / (2 * n)), dtype=like.dtype, device=like.device)
+@lru_cache(maxsize=64)
+def _tables(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """exp(-i pi k / 2n), and what makes the cosine transform orthonormal, for k < n."""
+    angle = -torch.arange(n, dtype=torch.float64) * (math.pi / (2 * n))
+    turn = torch.polar(torch.ones_like(angle), angle)
+    scale = torch.full((n,), math.sqrt(1 / (2 * n)), dtype=torch.float64)
     scale[0] = math.sqrt(1 / (4 * n))
-    return scale
+    wide = dtype == torch.float64
+    return turn.to(device, torch.complex128 if wide else torch.complex64), scale.to(device, dtype)
 
 
 def _dct(t: Tensor, axis: int) -> Tensor:
@@ -174,7 +177,8 @@ def _dct(t: Tensor, axis: int) -> Tensor:
     t = t.movedim(axis, -1)
     n = t.shape[-1]
     folded = torch.cat([t[..., ::2], t[..., 1::2].flip(-1)], -1)  # Makhoul (1980)
-    out = 2 * (torch.fft.fft(folded) * _turn(n, t)).real * _scale(n, t)
+    turn, scale = _tables(n, t.dtype, t.device)
+    out = 2 * (torch.fft.fft(folded) * turn).real * scale
     return out.movedim(-1, axis)
 
 
@@ -182,9 +186,10 @@ def _idct(t: Tensor, axis: int) -> Tensor:
     """Its inverse, the DCT-III."""
     t = t.movedim(axis, -1)
     n = t.shape[-1]
-    t = t / _scale(n, t)
+    turn, scale = _tables(n, t.dtype, t.device)
+    t = t / scale
     mirrored = torch.cat([torch.zeros_like(t[..., :1]), t[..., 1:].flip(-1)], -1)
-    folded = torch.fft.ifft(torch.complex(t, -mirrored) / 2 * _turn(n, t).conj()).real
+    folded = torch.fft.ifft(torch.complex(t, -mirrored) / 2 * turn.conj()).real
     half = (n + 1) // 2
     out = torch.empty_like(folded)
     out[..., ::2] = folded[..., :half]

@@ -224,17 +224,19 @@ class _Splitting:
         rho, m = v.flow.narrow(self.time, 0, 1), v.flow.narrow(self.time, 1, self.space.d)
         z = v.growth.unsqueeze(self.time)
         pull = strength * (m.square().sum(self.time, keepdim=True) + z.square())
-        c = rho + 2 * strength
-        # w = rho + 2 strength solves w^2 (w - c) = pull; from above Newton falls to the largest root
-        w = c.clamp(min=0) + pull.pow(1 / 3)
-        for _ in range(_ROOT_STEPS):
-            slope = w * (3 * w - 2 * c)
-            step = torch.where(slope > 0, (w * w * (w - c) - pull) / torch.where(slope > 0, slope, 1), 0)
-            w = w - step
-            if bool((step.abs() <= 4 * torch.finfo(w.dtype).eps * w.abs()).all()):
+        least = 2 * strength  # of w = rho + 2 strength, which solves w^2 (w - c) = pull
+        c = rho + least
+        ahead = torch.where(c > 0, pull / torch.where(c > 0, c, 1).square(), torch.inf)
+        w = c.clamp(min=0) + torch.minimum(pull.pow(1 / 3), ahead)
+        w = w.clamp(min=least)
+        for _ in range(_ROOT_STEPS):  # from above Newton falls to the largest root
+            fallen = (w - (w * w * (w - c) - pull) / (w * (3 * w - 2 * c))).clamp(min=least)
+            done = (w - fallen).abs() <= 4 * torch.finfo(w.dtype).eps * w
+            w = fallen
+            if bool(done.all()):
                 break
-        new = (w - 2 * strength).clamp(min=0)
-        share = torch.where(new > 0, new / torch.where(w > 0, w, 1), 0)
+        new = w - least
+        share = new / w
         return _Point(torch.cat([new, share * m], self.time), (share * z).squeeze(self.time))
 
     # -- the iteration ---------------------------------------------------------------------------------------
