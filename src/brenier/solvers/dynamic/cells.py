@@ -142,6 +142,7 @@ class Cells:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept must serve with gradients, too
 def _inverse(cells: Cells, screen: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One over the eigenvalues of -laplacian + screen; zero for the constants where there is no screen."""
     values = cells._spectrum() + screen
@@ -162,6 +163,7 @@ def _mean(t: Tensor, shift: int, axis: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve with gradients, too
 def _tables(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """exp(-i pi k / 2n), and what makes the cosine transform orthonormal, for k < n."""
     angle = -torch.arange(n, dtype=torch.float64) * (math.pi / (2 * n))
