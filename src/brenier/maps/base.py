@@ -86,7 +86,8 @@ class PlanMap(CloudMap):
             refuse("Xt", "a target cloud", "None", "Call fit(Xs, ys, Xt), or fit(Xs, Xt=Xt) without classes.")
         y = self._read(Xt).astype(x.dtype, copy=False)
         a, b = self._masses(sample_weight, x, "sample_weight"), self._masses(target_weight, y, "target_weight")
-        solution = self._solve(x, y, a, b, ys)
+        wide = (t.astype(np.float64) for t in (x, y))  # float32 is for what goes in and out
+        solution = self._solve(*wide, a, b, ys)
         self.source_, self.target_ = x, y
         self.plan_: Plan = solution.plan
         self.value_ = float(solution.value)
@@ -144,10 +145,10 @@ class PlanMap(CloudMap):
 
     def _shares(self, labels: ArrayLike, name: str, plan: Plan) -> Array:
         classes, index = read_classes(labels, name, plan.shape[1])
-        one = np.eye(len(classes), dtype=self.source_.dtype)[index]
+        one = np.eye(len(classes))[index]
         mass: Array = np.asarray(plan @ one)
         total = mass.sum(1, keepdims=True)
-        out: Array = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
+        out: Array = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0).astype(self.source_.dtype)
         return out
 
     @staticmethod
@@ -155,7 +156,7 @@ class PlanMap(CloudMap):
         read = weights_tensor(weights, len(X), name, torch.empty(0, dtype=torch.float64))
         if read.dim() != 1:
             refuse(name, f"shape ({len(X)},)", f"shape {tuple(read.shape)}")
-        out: Array = (read / read.sum()).numpy().astype(X.dtype)
+        out: Array = (read / read.sum()).numpy()
         return out
 
 

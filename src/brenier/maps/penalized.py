@@ -171,7 +171,7 @@ class LaplacianMap(PlanMap):
             refuse("n_neighbors", "a positive integer", repr(self.n_neighbors))
         problem = Problem.make(PointCloud(x, y, self.cost), a, b, epsilon=self.epsilon)
         double = problem.double()
-        points = tuple(torch.from_numpy(z.astype(np.float64)) for z in (x, y))
+        points = tuple(map(torch.from_numpy, (x, y)))
         edges = (self._edges(x), self._edges(y))
         term = Smoothness(*points, double.a, double.b, *edges, share=self.alpha, displacement=self.displacement)
         return _penalized(problem, term, self.eta, self.tol, self.max_iter, x)

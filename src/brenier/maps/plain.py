@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .._inputs import is_real
+from .._inputs import float_tensor, is_real
 from ..api import solve
 from ..costs import Cost
 from ..errors import refuse
@@ -151,6 +150,6 @@ class EntropicMap(PlanMap):
         if self.extension == "nearest":
             return super()._extension(new, here, there, plan, back)
         cloud = PointCloud(there, new, self.cost).T if back else PointCloud(new, there, self.cost)
-        g = torch.from_numpy(self._levels[0 if back else 1])
+        g = float_tensor(self._levels[0 if back else 1], "potentials")
         f = cloud.softmin(g, self.epsilon_)
         return cloud.apply(f, g, self.epsilon_, there)

@@ -209,8 +209,7 @@ class _Splitting:
     def _project(self, x: _Point) -> _Point:
         """The nearest point that balances mass."""
         phi = self.cells.poisson(self._lost(x), self.screen)
-        flow = self.cells.inner_faces(x.flow) + self.cells.gradient(phi)
-        return _Point(flow, x.growth if self.delta is None else x.growth + phi / self.delta)
+        return _Point(x.flow + self.cells.gradient(phi), x.growth if self.delta is None else x.growth + phi / self.delta)
 
     def _potential(self, y: _Point) -> Tensor:
         """The lambda whose A^T lambda is nearest to y, for A x = div flow - growth / delta."""
@@ -280,7 +279,7 @@ class _Splitting:
         line = (1 - t) * self.a.unsqueeze(self.time) + t * self.b.unsqueeze(self.time)
         flow = torch.zeros_like(line).unsqueeze(self.time).repeat_interleave(1 + self.space.d, self.time)
         flow.select(self.time, 0).copy_(line)
-        return self._project(_Point(flow, torch.zeros_like(line)))
+        return self._project(_Point(self.cells.inner_faces(flow), torch.zeros_like(line)))
 
     def _residual(self, x: _Point, y: _Point, new_x: _Point, new_y: _Point) -> Tensor:
         """How far one iteration moves, relative to where it is, (*batch,)."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._inputs import check_finite, float_tensor, is_real, kind_of, same_place
+from ..._inputs import Kind, check_finite, float_tensor, is_real, kind_of, same_place
 from ...errors import NotConvergedWarning, refuse
 from ...marginals import ROUNDING
 from ..base import check_count, check_number
@@ -28,6 +28,8 @@ class TransportVelocity(NamedTuple):
             and the next one along axis k. With closed borders the last entry is zero.
         growth: the rate alpha = phi / delta^2 at which density grows by itself, (*batch, *sizes); zero without delta.
         potential: phi, (*batch, *sizes), of mean zero without delta.
+        value: sum rho (|v|^2 + delta^2 alpha^2), (*batch,): to first order W2^2 over a unit of time, or the squared
+            Wasserstein-Fisher-Rao distance, in units of rho.
         residual: of the balance of mass, relative, (*batch,).
         n_iter: conjugate gradients.
     """
@@ -35,6 +37,7 @@ class TransportVelocity(NamedTuple):
     velocity: Any
     growth: Any
     potential: Any
+    value: Any
     residual: Any
     n_iter: int
 
@@ -125,8 +128,7 @@ def tangent_velocity(
     if delta is None:
         rate = _balanced(rate, cells)
     out = _flux(cells, rate, kappa) if mode == "flux" else _weighted(cells, rho, rate, kappa, tol, max_iter)
-    velocity, growth, potential, residual = (kind.array(t) for t in out[:4])
-    return TransportVelocity(velocity, growth, potential, residual, out.n_iter)
+    return _in_kind(out, kind)
 
 
 def transport_velocity(
@@ -144,8 +146,8 @@ def transport_velocity(
 ) -> TransportVelocity:
     r"""The velocity and growth between two densities that are near each other, one unit of time apart.
 
-    `tangent_velocity` at the mean density, plus a floor, and the difference as its rate. To first order in their
-    distance sqrt(sum rho |v|^2 + delta^2 alpha^2) is W2 (without delta), or the Wasserstein-Fisher-Rao distance.
+    `tangent_velocity` at the mean density, plus a floor, and the difference as its rate. The value is W2^2 (without
+    delta), or the squared Wasserstein-Fisher-Rao distance, to first order in their distance.
 
     Args:
         rho0, rho1: densities, nonnegative; of one total without delta.
@@ -181,7 +183,7 @@ def transport_velocity(
     mean = (rho0 + rho1) / 2 + floor
     out = tangent_velocity(mean, rho1 - rho0, delta=delta, mode=mode, d=d, spacing=spacing, boundary=boundary, tol=tol,
                            max_iter=max_iter)  # fmt: skip
-    return TransportVelocity(*(kind.array(t) for t in out[:4]), out.n_iter)
+    return _in_kind(out, kind)
 
 
 def solenoidal_projection(
@@ -235,6 +237,10 @@ def solenoidal_projection(
 # -- how it is done ------------------------------------------------------------------------------------------
 
 
+def _in_kind(out: TransportVelocity, kind: Kind) -> TransportVelocity:
+    return TransportVelocity(*(kind.array(t) for t in out[:5]), out.n_iter)
+
+
 def _density(rho: Any, name: str) -> Tensor:
     out = float_tensor(rho, name)
     check_finite(out, name, "finite densities")
@@ -264,7 +270,7 @@ def _flux(cells: Cells, rate: Tensor, kappa: float) -> TransportVelocity:
     with torch.no_grad():
         lost = -cells.divergence(velocity) + growth - rate
         residual = _norm(lost, cells) / _norm(rate, cells).clamp(min=torch.finfo(rate.dtype).tiny)
-    return TransportVelocity(velocity, growth, phi, residual, 0)
+    return TransportVelocity(velocity, growth, phi, (rate * phi).sum(_space(cells)), residual, 0)
 
 
 def _weighted(
@@ -298,7 +304,8 @@ def _weighted(
         phi = phi + _Implicit.apply(balance, lambda g: solved(_centred(g, cells) if not kappa else g).x)
     if not kappa:
         phi = _centred(phi, cells)
-    return TransportVelocity(cells.gradient(phi), kappa * phi, phi, residual, n_iter)
+    value = (rate * phi).sum(_space(cells))  # by the balance of mass
+    return TransportVelocity(cells.gradient(phi), kappa * phi, phi, value, residual, n_iter)
 
 
 def _operator(cells: Cells, rho: Tensor, on_faces: Tensor, kappa: float, phi: Tensor) -> Tensor:
