@@ -95,7 +95,9 @@ def geodesics(n, steps):
     a, b = blob(0.3, 0.3, 0.08), 0.5 * blob(0.7, 0.4, 0.06) + 0.5 * blob(0.4, 0.75, 0.08)
     exact, seconds = timed(lambda: solve(Grid(n, n), a=a.flatten(), b=b.flatten()), 1)
     print(f"\n{n} x {n} cells, exact W2^2 {float(exact.value):.4f} in {seconds:.2f} s")
-    print(f"{'steps':>5} {'tol':>8} {'value':>8} {'dual':>8} {'iterations':>10} {'seconds':>8} {'residual':>9} {'balance':>9}")
+    print(
+        f"{'steps':>5} {'tol':>8} {'value':>8} {'dual':>8} {'iterations':>10} {'seconds':>8} {'residual':>9} {'balance':>9}"
+    )
     for T in steps:
         for tol in (1e-2, 1e-3, 1e-4):
             with warnings.catch_warnings():

@@ -137,7 +137,9 @@ def test_a_blob_moved_a_little() -> None:
 def test_its_length_is_that_of_the_bures_distance() -> None:
     a, b = bump(40, 18.0, 4.0), bump(40, 18.3, 4.1)
     found = transport_velocity(a, b, floor=1e-12, d=1, tol=1e-10, max_iter=2000)
-    p, q = (Gaussian(torch.tensor([m], dtype=F), torch.tensor([[s**2]], dtype=F)) for m, s in ((18.0, 4.0), (18.3, 4.1)))
+    p, q = (
+        Gaussian(torch.tensor([m], dtype=F), torch.tensor([[s**2]], dtype=F)) for m, s in ((18.0, 4.0), (18.3, 4.1))
+    )
     assert float(found.value) == pytest.approx(float(gaussian_cost(p, q)), rel=0.04)
 
 

@@ -84,9 +84,7 @@ class Cells:
 
     def gradient(self, phi: Tensor) -> Tensor:
         """Differences of neighbours over their distance, (*batch, d, *sizes)."""
-        return self._stacked(
-            lambda k: self._faces(k, (phi.roll(-1, self._axis(k)) - phi) / self.spacing[k])
-        )
+        return self._stacked(lambda k: self._faces(k, (phi.roll(-1, self._axis(k)) - phi) / self.spacing[k]))
 
     def divergence(self, flow: Tensor) -> Tensor:
         """What leaves a cell less what enters it, over its edge, (*batch, *sizes): minus the adjoint of the gradient."""
@@ -100,9 +98,7 @@ class Cells:
 
     def to_faces(self, parts: Tensor) -> Tensor:
         """Means over the two cells of a face, of vectors (*batch, d, *sizes) in cells."""
-        return self._stacked(
-            lambda k: self._faces(k, _mean(self._component(parts, k), -1, self._axis(k)))
-        )
+        return self._stacked(lambda k: self._faces(k, _mean(self._component(parts, k), -1, self._axis(k))))
 
     def to_cells(self, flow: Tensor) -> Tensor:
         """Means over the two faces of a cell, (*batch, d, *sizes), zero on a closed border: the adjoint of `to_faces`."""
@@ -110,7 +106,9 @@ class Cells:
 
     def spread(self, rho: Tensor) -> Tensor:
         """A density in cells (*batch, *sizes) on the faces of every axis, (*batch, d, *sizes)."""
-        return self.to_faces(rho.unsqueeze(-self.d - 1).expand(*rho.shape[: rho.dim() - self.d], *(self.d, *self.sizes)))
+        return self.to_faces(
+            rho.unsqueeze(-self.d - 1).expand(*rho.shape[: rho.dim() - self.d], *(self.d, *self.sizes))
+        )
 
     # -- Poisson's equation ----------------------------------------------------------------------------------
 

@@ -209,7 +209,9 @@ class _Splitting:
     def _project(self, x: _Point) -> _Point:
         """The nearest point that balances mass."""
         phi = self.cells.poisson(self._lost(x), self.screen)
-        return _Point(x.flow + self.cells.gradient(phi), x.growth if self.delta is None else x.growth + phi / self.delta)
+        return _Point(
+            x.flow + self.cells.gradient(phi), x.growth if self.delta is None else x.growth + phi / self.delta
+        )
 
     def _potential(self, y: _Point) -> Tensor:
         """The lambda whose A^T lambda is nearest to y, for A x = div flow - growth / delta."""
@@ -312,6 +314,14 @@ class _Splitting:
         flow = x.flow.narrow(time, 1, d).movedim(time, time + 1) * scale.unsqueeze(time) * self.length
         growth = torch.zeros_like(x.growth) if self.delta is None else x.growth * scale / self.delta
         balance = self._lost(x).abs().flatten(time).amax(-1)
-        parts = (density * scale, flow, growth, unit * pairing, unit * dual, -potential * self.length**2, residual, balance)
+        parts = (
+            density * scale,
+            flow,
+            growth,
+            unit * pairing,
+            unit * dual,
+            -potential * self.length**2,
+            residual,
+            balance,
+        )
         return DynamicPath(*(kind.array(t) for t in parts), status, n_iter)
-

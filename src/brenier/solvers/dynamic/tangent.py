@@ -273,9 +273,7 @@ def _flux(cells: Cells, rate: Tensor, kappa: float) -> TransportVelocity:
     return TransportVelocity(velocity, growth, phi, (rate * phi).sum(_space(cells)), residual, 0)
 
 
-def _weighted(
-    cells: Cells, rho: Tensor, rate: Tensor, kappa: float, tol: float, max_iter: int
-) -> TransportVelocity:
+def _weighted(cells: Cells, rho: Tensor, rate: Tensor, kappa: float, tol: float, max_iter: int) -> TransportVelocity:
     fixed = rho.detach()
     on_faces, root = cells.spread(fixed), fixed.rsqrt()
 

@@ -59,7 +59,9 @@ class Penalized(Problem):
             eta = eta.fraction * float(problem.detach().geometry.mean_cost(problem.a.detach(), problem.b.detach()))
         if not (is_real(eta) and 0 <= eta < float("inf")):
             refuse("eta", "a finite number >= 0, or Relative(fraction)", repr(eta))
-        return cls(problem.geometry, problem.a, problem.b, problem.marginals, problem.epsilon, term=term, eta=float(eta))
+        return cls(
+            problem.geometry, problem.a, problem.b, problem.marginals, problem.epsilon, term=term, eta=float(eta)
+        )
 
     @property
     def T(self) -> NoReturn:
@@ -142,4 +144,3 @@ def dense(plan: SparsePlan) -> Tensor:
     """The whole matrix of a plan in the precision of its masses."""
     out = plan.mass.new_zeros(plan.shape[0] * plan.shape[1])
     return out.scatter_add(-1, plan.rows * plan.shape[1] + plan.cols, plan.mass).reshape(plan.shape)
-
