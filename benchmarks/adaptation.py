@@ -2,7 +2,7 @@
 
     python benchmarks/adaptation.py [--points 500] [--angle 20]
 
-The digits of scikit-learn in [0, 1]; other digits of the same kind, turned and paler, are the target. Squared distances,
+The digits of scikit-learn in [0, 1]; other digits, turned and paler, are the target. Squared distances,
 divided by their maximum for POT, and by the same number through the strengths for ours. The accuracy is that of the
 nearest labelled point on the target. Objectives of the penalised problems are recomputed from the plans in float64.
 Seconds are the processor's, one thread, one run in one process; ratios are POT's over ours.

@@ -2,8 +2,8 @@
 
     python benchmarks/dynamic.py [--size 480 640] [--cells 32] [--steps 8 16]
 
-float64 and float32, one thread, the processor's seconds. Frames are smooth random pictures in [0, 1] of which the second
-is the first one shifted by a fraction of a pixel; rho = mean + 0.05, delta = 4.5 pixels. "flux" is beside SciPy's fast
+float64 and float32, one thread, the processor's seconds. Frames are smooth random pictures in [0, 1]; the second is the
+first one shifted by a fraction of a pixel; rho = mean + 0.05, delta = 4.5 pixels. "flux" is beside SciPy's fast
 cosine transforms, "weighted" beside SciPy's sparse LU (on an eighth of the edge lengths, as it fills in). Ratios are
 SciPy's seconds over ours.
 
@@ -96,7 +96,8 @@ def geodesics(n, steps):
     exact, seconds = timed(lambda: solve(Grid(n, n), a=a.flatten(), b=b.flatten()), 1)
     print(f"\n{n} x {n} cells, exact W2^2 {float(exact.value):.4f} in {seconds:.2f} s")
     print(
-        f"{'steps':>5} {'tol':>8} {'value':>8} {'dual':>8} {'iterations':>10} {'seconds':>8} {'residual':>9} {'balance':>9}"
+        f"{'steps':>5} {'tol':>8} {'value':>8} {'dual':>8} {'iterations':>10} {'seconds':>8} {'residual':>9} "
+        f"{'balance':>9}"
     )
     for T in steps:
         for tol in (1e-2, 1e-3, 1e-4):

@@ -86,8 +86,8 @@ class PlanMap(CloudMap):
             refuse("Xt", "a target cloud", "None", "Call fit(Xs, ys, Xt), or fit(Xs, Xt=Xt) without classes.")
         y = self._read(Xt).astype(x.dtype, copy=False)
         a, b = self._masses(sample_weight, x, "sample_weight"), self._masses(target_weight, y, "target_weight")
-        wide = (t.astype(np.float64) for t in (x, y))  # float32 is for what goes in and out
-        solution = self._solve(*wide, a, b, ys)
+        # float32 is for what goes in and out
+        solution = self._solve(x.astype(np.float64), y.astype(np.float64), a, b, ys)
         self.source_, self.target_ = x, y
         self.plan_: Plan = solution.plan
         self.value_ = float(solution.value)

@@ -47,7 +47,8 @@ class ClassMap(PlanMap):
         max_iter: linear problems after the first.
 
     Attributes:
-        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the entropy and term in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; entropy and term are in
+            the value.
         lower_: a proved lower bound of the value.
         classes_: of the source.
 
@@ -125,7 +126,7 @@ class LaplacianMap(PlanMap):
         max_iter: linear problems after the first.
 
     Attributes:
-        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the term in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the term is in the value.
         lower_: a proved lower bound of the value.
 
     Raises:
@@ -171,9 +172,16 @@ class LaplacianMap(PlanMap):
             refuse("n_neighbors", "a positive integer", repr(self.n_neighbors))
         problem = Problem.make(PointCloud(x, y, self.cost), a, b, epsilon=self.epsilon)
         double = problem.double()
-        points = tuple(map(torch.from_numpy, (x, y)))
-        edges = (self._edges(x), self._edges(y))
-        term = Smoothness(*points, double.a, double.b, *edges, share=self.alpha, displacement=self.displacement)
+        term = Smoothness(
+            torch.from_numpy(x),
+            torch.from_numpy(y),
+            double.a,
+            double.b,
+            self._edges(x),
+            self._edges(y),
+            share=self.alpha,
+            displacement=self.displacement,
+        )
         return _penalized(problem, term, self.eta, self.tol, self.max_iter, x)
 
     def _edges(self, X: Array) -> tuple[Tensor, Tensor, Tensor] | None:

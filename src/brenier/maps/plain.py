@@ -79,9 +79,11 @@ class EntropicMap(PlanMap):
 
     .. math::
         \min_P \langle P, C\rangle + \varepsilon\,\mathrm{KL}(P \,|\, a \otimes b), \qquad
-        T(x) = \frac{\sum_j y_j\, b_j\, e^{(g_j - c(x, y_j)) / \varepsilon}}{\sum_j b_j\, e^{(g_j - c(x, y_j)) / \varepsilon}}
+        T(x) = \frac{\sum_j y_j\, w_j(x)}{\sum_j w_j(x)}, \quad
+        w_j(x) = b_j\, e^{(g_j - c(x, y_j)) / \varepsilon}
 
-    T is defined everywhere, and is the barycentric projection of the plan at the training points. Nothing n x m is kept.
+    T is defined everywhere, and is the barycentric projection of the plan at the training points. Nothing n x m is
+    kept.
 
     Args:
         epsilon: in cost units, or `Relative(0.05)` for 0.05 x mean cost, which is also that of None.
@@ -93,7 +95,8 @@ class EntropicMap(PlanMap):
         max_iter: of iterations; that of the solver when None.
 
     Attributes:
-        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; the value has the entropy and penalties in it.
+        plan_, source_, target_, value_, n_iter_, n_features_in_: as for every map; entropy and penalties
+            are in the value.
         epsilon_: in cost units.
 
     Raises:

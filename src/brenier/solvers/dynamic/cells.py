@@ -87,7 +87,7 @@ class Cells:
         return self._stacked(lambda k: self._faces(k, (phi.roll(-1, self._axis(k)) - phi) / self.spacing[k]))
 
     def divergence(self, flow: Tensor) -> Tensor:
-        """What leaves a cell less what enters it, over its edge, (*batch, *sizes): minus the adjoint of the gradient."""
+        """What leaves a cell less what enters it, over its edge, (*batch, *sizes): minus the gradient's adjoint."""
         total = None
         for k in range(self.d):
             part = self._faces(k, self._component(flow, k)) / self.spacing[k]
@@ -101,7 +101,7 @@ class Cells:
         return self._stacked(lambda k: self._faces(k, _mean(self._component(parts, k), -1, self._axis(k))))
 
     def to_cells(self, flow: Tensor) -> Tensor:
-        """Means over the two faces of a cell, (*batch, d, *sizes), zero on a closed border: the adjoint of `to_faces`."""
+        """Means over the two faces of a cell, (*batch, d, *sizes), zero on a closed border; adjoint to `to_faces`."""
         return self._stacked(lambda k: _mean(self._faces(k, self._component(flow, k)), 1, self._axis(k)))
 
     def spread(self, rho: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _masses(t: Any, name: str) -> Tensor:
 
 
 class _Point(NamedTuple):
-    """A flow in space-time, (*batch, 1 + d, T, *sizes), density first, and a growth times delta, (*batch, T, *sizes)."""
+    """A flow in space-time, (*batch, 1 + d, T, *sizes), density first; and growth times delta, (*batch, T, *sizes)."""
 
     flow: Tensor
     growth: Tensor
@@ -196,7 +196,7 @@ class _Splitting:
         return _Point(self.cells.to_faces(y.flow), y.growth)
 
     def _with_ends(self, v: _Point, sign: float = 1.0) -> _Point:
-        """v + k."""
+        """V + k, for V at the centres."""
         flow = v.flow.clone()
         flow.select(self.time, 0).add_(sign * self.halves)
         return _Point(flow, v.growth)
@@ -314,14 +314,15 @@ class _Splitting:
         flow = x.flow.narrow(time, 1, d).movedim(time, time + 1) * scale.unsqueeze(time) * self.length
         growth = torch.zeros_like(x.growth) if self.delta is None else x.growth * scale / self.delta
         balance = self._lost(x).abs().flatten(time).amax(-1)
-        parts = (
-            density * scale,
-            flow,
-            growth,
-            unit * pairing,
-            unit * dual,
-            -potential * self.length**2,
-            residual,
-            balance,
+        return DynamicPath(
+            density=kind.array(density * scale),
+            flow=kind.array(flow),
+            growth=kind.array(growth),
+            value=kind.array(unit * pairing),
+            dual_value=kind.array(unit * dual),
+            potential=kind.array(-potential * self.length**2),
+            residual=kind.array(residual),
+            balance=kind.array(balance),
+            status=status,
+            n_iter=n_iter,
         )
-        return DynamicPath(*(kind.array(t) for t in parts), status, n_iter)

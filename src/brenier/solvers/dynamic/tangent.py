@@ -197,8 +197,8 @@ def solenoidal_projection(
 
     .. math:: u = w + \nabla p, \qquad \nabla\cdot w = 0, \qquad \Delta p = \nabla\cdot u
 
-    on faces as in `TransportVelocity`; orthogonal. Nothing crosses a closed border: entries of u that belong to no inner
-    face, the last ones along their axis, are taken as zero.
+    on faces as in `TransportVelocity`; orthogonal. Nothing crosses a closed border: entries of u that belong to no
+    inner face, the last ones along their axis, are taken as zero.
 
     Args:
         flow: u.
@@ -238,7 +238,8 @@ def solenoidal_projection(
 
 
 def _in_kind(out: TransportVelocity, kind: Kind) -> TransportVelocity:
-    return TransportVelocity(*(kind.array(t) for t in out[:5]), out.n_iter)
+    velocity, growth, potential, value, residual = (kind.array(t) for t in out[:5])
+    return TransportVelocity(velocity, growth, potential, value, residual, out.n_iter)
 
 
 def _density(rho: Any, name: str) -> Tensor:

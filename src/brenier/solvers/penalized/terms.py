@@ -16,7 +16,7 @@ __all__ = ["ClassNorm", "ClassPower", "Smoothness", "Term"]
 
 
 class Term(ABC):
-    """A function Omega(P) >= 0 of a dense plan (n, m) in float64, differentiable, and convex unless it says otherwise."""
+    """A function Omega(P) >= 0 of a dense plan (n, m) in float64; convex, unless it says otherwise."""
 
     concave: ClassVar[bool] = False
 
