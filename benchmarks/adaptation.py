@@ -60,13 +60,14 @@ def main():
     eps, eta = 0.05, 0.05
     common = {"norm": "max", "tol": 1e-9}
 
-    def penalized(term):
-        problem = Problem.make(PointCloud(x, y), epsilon=eps * top)
-        return lambda P: float(Penalized.of(problem, term, eta * top).total(torch.from_numpy(P))) / top
+    def penalized(term, strength=eta * top, epsilon=eps * top):
+        problem = Penalized.of(Problem.make(PointCloud(x, y), epsilon=epsilon), term, strength)
+        return lambda P: float(problem.total(torch.from_numpy(P))) / top
 
     def linear(P):
         return float((P * ot.dist(x, y)).sum()) / top
 
+    neighbours = LaplacianMap(top, tol=1e-2, max_iter=300)
     rows = [
         ("exact", ExactMap(), ot.da.EMDTransport(norm="max", max_iter=10_000_000), linear),
         ("entropic", EntropicMap(eps * top), ot.da.SinkhornTransport(reg_e=eps, max_iter=5000, **common), linear),
@@ -76,8 +77,9 @@ def main():
         ("classes lp", ClassMap(eps * top, eta * top, norm="lp"),
          ot.da.SinkhornLpl1Transport(reg_e=eps, reg_cl=eta, max_iter=20, max_inner_iter=5000, **common),
          penalized(ClassPower(labels))),
-        ("neighbours", LaplacianMap(0.1, alpha=0.5, tol=1e-2, max_iter=300),
-         ot.da.EMDLaplaceTransport(reg_lap=0.1, max_iter=300, tol=1e-6), linear),
+        ("neighbours", neighbours,
+         ot.da.EMDLaplaceTransport(norm="max", reg_lap=1.0, max_iter=300, tol=1e-6),
+         penalized(neighbours.term(x, y), top, None)),
     ]  # fmt: skip
     print(f"{processor()}, one thread, float64, POT {ot.__version__}, n = {options.points}, {options.angle:g} degrees")
     before = KNeighborsClassifier(1).fit(x, ys).score(y, yt)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .._inputs import is_count, kind_of
+from .._inputs import is_count, kind_of, weights_tensor
 from ..costs import Cost
 from ..errors import need, refuse
 from ..geometry import PointCloud
@@ -171,18 +171,22 @@ class LaplacianMap(PlanMap):
         if not is_count(self.n_neighbors):
             refuse("n_neighbors", "a positive integer", repr(self.n_neighbors))
         problem = Problem.make(PointCloud(x, y, self.cost), a, b, epsilon=self.epsilon)
-        double = problem.double()
-        term = Smoothness(
+        term = self.term(x, y, problem.a, problem.b)
+        return _penalized(problem, term, self.eta, self.tol, self.max_iter, x)
+
+    def term(self, x: Array, y: Array, a: Tensor | None = None, b: Tensor | None = None) -> Smoothness:
+        """The term between two clouds (n, d) and (m, d) of float64, with masses; uniform when None."""
+        like = torch.empty(0, dtype=torch.float64)
+        return Smoothness(
             torch.from_numpy(x),
             torch.from_numpy(y),
-            double.a,
-            double.b,
+            weights_tensor(a, len(x), "a", like),
+            weights_tensor(b, len(y), "b", like),
             self._edges(x),
             self._edges(y),
             share=self.alpha,
             displacement=self.displacement,
         )
-        return _penalized(problem, term, self.eta, self.tol, self.max_iter, x)
 
     def _edges(self, X: Array) -> tuple[Tensor, Tensor, Tensor] | None:
         """Heads, tails and weights of the graph of nearest neighbours, each edge once."""
