@@ -25,7 +25,7 @@ from .problem import Penalized, dense
 __all__ = ["GeneralizedGradient", "GeneralizedState"]
 
 _STEPS = 40  # of a line search
-_FLAT = 1e-9  # slope to end it at, relative to that at its start
+_FLAT = 1e-3  # slope to end it at, relative to that at its start
 
 
 class GeneralizedState(NamedTuple):
