@@ -99,6 +99,16 @@ def test_two_dimensions_and_batches() -> None:
     assert float(mean[1]) == pytest.approx(7.5, abs=0.2)
 
 
+def test_three_dimensions() -> None:
+    axes = [[bump(9, c, 1.8) for c in pair] for pair in ((3.0, 5.0), (4.0, 4.5), (4.0, 4.0))]
+    a, b = (torch.einsum("i,j,k->ijk", *(axis[end] for axis in axes)) for end in (0, 1))
+    path = dynamic_transport(a, b, d=3, steps=6, tol=1e-3)
+    assert path.flow.shape == (6, 3, 9, 9, 9)
+    balanced(path, a)
+    static = float(solve(Grid(9, 9, 9), a=a.flatten(), b=b.flatten(), gap=1e-3).value)
+    assert float(path.value) == pytest.approx(static, rel=0.05)
+
+
 def test_units() -> None:
     a, b = bump(24, 8.0, 2.5), bump(24, 14.0, 2.5)
     one = dynamic_transport(a, b, d=1, steps=8)
