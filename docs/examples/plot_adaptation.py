@@ -17,8 +17,8 @@ from brenier.maps.plain import EntropicMap, ExactMap
 rng = np.random.default_rng(0)
 centres = np.array([[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]])
 labels = np.repeat([0, 1, 2], 40)
-source, target = (centres[labels] + rng.normal(scale=0.6, size=(120, 2)) for _ in range(2))
-angle = np.deg2rad(50)
+source, target = (centres[labels] + rng.normal(scale=0.45, size=(120, 2)) for _ in range(2))
+angle = np.deg2rad(35)
 target = target @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + 1
 
 
@@ -32,7 +32,7 @@ models = {
     "linear": LinearMap(),
     "exact": ExactMap(),
     "entropic": EntropicMap(0.5),
-    "classes": ClassMap(0.5, eta=1.0),
+    "classes": ClassMap(0.5, eta=1.0, norm="lp"),
     "neighbours": LaplacianMap(eta=0.5, tol=1e-2),
 }
 fig, axes = plt.subplots(2, 3, figsize=(9, 5.4), layout="constrained", sharex=True, sharey=True)
