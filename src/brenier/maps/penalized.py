@@ -110,13 +110,13 @@ class LaplacianMap(PlanMap):
     r"""Move a cloud onto another one along a plan that keeps neighbours together.
 
     .. math:: \min_P \langle P, C\rangle + \varepsilon\,\mathrm{KL}(P \,|\, a \otimes b) + \eta\,\Omega(P), \qquad
-        \Omega(P) = \alpha \sum_{i \sim k} a_i a_k s_{ik} \lVert T(x_i) - T(x_k)\rVert^2 + (1 - \alpha)\,\Omega'
+        \Omega(P) = \alpha \operatorname{mean}_{i \sim k} \lVert T(x_i) - T(x_k)\rVert^2 + (1 - \alpha)\,\Omega'
 
     over the edges of the graph of nearest neighbours of the source, and :math:`\Omega'` the same for the target under
-    the way back. An edge has s = 1 where both are among each other's neighbours, 1/2 where one is.
+    the way back. Edges weigh a_i a_k s_ik, with s = 1 where both are among each other's neighbours, 1/2 where one is.
 
     Args:
-        eta: strength of the term; for a squared distance it has no unit.
+        eta: strength of the term; at 1 neighbours at a distance weigh like mass that moves as far.
         alpha: weight of the source, in [0, 1].
         n_neighbors: of each point; at most n - 1 of them count.
         displacement: compare displacements T(x) - x in the place of positions, so that shifts are free.
@@ -177,19 +177,19 @@ class LaplacianMap(PlanMap):
     def term(self, x: Array, y: Array, a: Tensor | None = None, b: Tensor | None = None) -> Smoothness:
         """The term between two clouds (n, d) and (m, d) of float64, with masses; uniform when None."""
         like = torch.empty(0, dtype=torch.float64)
+        masses = weights_tensor(a, len(x), "a", like), weights_tensor(b, len(y), "b", like)
         return Smoothness(
             torch.from_numpy(x),
             torch.from_numpy(y),
-            weights_tensor(a, len(x), "a", like),
-            weights_tensor(b, len(y), "b", like),
-            self._edges(x),
-            self._edges(y),
+            *masses,
+            self._edges(x, masses[0]),
+            self._edges(y, masses[1]),
             share=self.alpha,
             displacement=self.displacement,
         )
 
-    def _edges(self, X: Array) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Heads, tails and weights of the graph of nearest neighbours, each edge once."""
+    def _edges(self, X: Array, a: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Heads, tails and weights of the graph of nearest neighbours, each edge once, for a sum that is a mean."""
         k = min(self.n_neighbors, len(X) - 1)
         if k < 1:
             return None
@@ -197,7 +197,9 @@ class LaplacianMap(PlanMap):
         both = ((graph + graph.T) / 2).tocoo()
         upper = both.row < both.col
         heads, tails = (torch.from_numpy(t[upper].astype(np.int64)) for t in (both.row, both.col))
-        return heads, tails, torch.from_numpy(both.data[upper].astype(np.float64))
+        weights = torch.from_numpy(both.data[upper].astype(np.float64))
+        total = (weights * a[heads] * a[tails]).sum()
+        return (heads, tails, weights / total) if float(total) > 0 else None
 
     def _keep(self, solution: Solution, a: Array, b: Array) -> None:
         self.lower_ = float(solution.dual_value)
