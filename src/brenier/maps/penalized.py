@@ -122,7 +122,7 @@ class LaplacianMap(PlanMap):
         displacement: compare displacements T(x) - x in the place of positions, so that shifts are free.
         epsilon: in cost units, or `Relative(0.05)`; None for no entropy.
         cost: as for `solve`.
-        tol: gap to the optimum, relative to the value without the term.
+        tol: gap to the optimum, relative to the value without the term; small ones want an epsilon.
         max_iter: linear problems after the first.
 
     Attributes:
@@ -133,8 +133,8 @@ class LaplacianMap(PlanMap):
         InvalidInput: clouds, masses or parameters that break a rule.
         ValueError: what scikit-learn refuses.
 
-    Complexity: O(n m) memory; an exact problem an iteration, from the potentials of the last, often hundreds of them.
-    With an epsilon some ten entropic ones.
+    Complexity: O(n m) memory; an exact problem an iteration, from the potentials of the last. The gap falls like one
+    over their number: some dozen to a hundred for 1e-2. With an epsilon some ten entropic problems reach 1e-4.
 
     Example:
         >>> import numpy as np
@@ -155,7 +155,7 @@ class LaplacianMap(PlanMap):
         displacement: bool = False,
         epsilon: float | Relative | None = None,
         cost: str | Cost = "sqeuclidean",
-        tol: float = 1e-4,
+        tol: float = 1e-2,
         max_iter: int = 1000,
     ) -> None:
         self.eta = eta
