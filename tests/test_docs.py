@@ -148,6 +148,7 @@ def test_missing_results_are_said_to_be_missing(built, tmp_path):
 
 def test_docstrings_are_escaped_for_restructuredtext(built):
     assert built.escape("x: (*batch, n), `(*batch, m)`") == r"x: (\*batch, n), `(*batch, m)`"
+    assert built.escape("(*batch, d, *sizes), a, *b*") == r"(\*batch, d, \*sizes), a, *b*"
     assert built.escape("an *exact* sum_k |x_k - y_k|^p") == r"an *exact* sum_k \|x_k - y_k\|^p"
     assert built.escape("mean_, std_: kept") == r"mean\_, std\_: kept"
     entries = built.split_attributes(

@@ -113,7 +113,7 @@ def escape(line: str) -> str:
     """Escape what reStructuredText would read as markup in a formula: (*batch, n), |x|, trailing underscores."""
     pieces = _CODE.split(line)
     for k in range(0, len(pieces), 2):
-        pieces[k] = re.sub(r"(?<=\()\*(?=\w)|\|(?=\S)|(?<=\w)_(?!\w)", r"\\\g<0>", pieces[k])
+        pieces[k] = re.sub(r"(?<=\()\*(?=\w)|(?<=, )\*(?=\w+[,)])|\|(?=\S)|(?<=\w)_(?!\w)", r"\\\g<0>", pieces[k])
     return "".join(pieces)
 
 

@@ -120,6 +120,9 @@ class PointCloud(PairGeometry):
         out._set(*tensors)
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # functions do not pickle, and it is cheap to make anew
+
     def extend(self, x: Tensor | None = None, y: Tensor | None = None) -> PointCloud:
         """The same cost from other source or target points, for evaluation out of sample."""
         return PointCloud(self.x if x is None else x, self.y if y is None else y, self.ground)

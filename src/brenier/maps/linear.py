@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import need, refuse
 from ..solvers.gaussian.gaussian import Gaussian
 from ..solvers.gaussian.transport import gaussian_transport
+from .base import Array, CloudMap
 
-_base = need("sklearn.base", "learn", "A linear map")
 _validation = need("sklearn.utils.validation", "learn", "A linear map")
 
 __all__ = ["LinearMap"]
 
-Array = NDArray[Any]
 _STATE = ("source_mean_", "target_mean_", "matrix_", "inverse_matrix_", "cost_")
 
 
-class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEstimator):  # type: ignore[misc, name-defined]
+class LinearMap(CloudMap):
     r"""Move a cloud onto another one by the linear map that is optimal between Gaussians with their moments.
 
     .. math:: T(x) = n + A (x - m), \qquad A = S_Y^{1/2} (S_Y^{1/2} S_X S_Y^{1/2})^{-1/2} S_Y^{1/2}
@@ -76,7 +75,7 @@ class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEs
             X, Y: clouds of any sizes.
             sample_weight, target_weight: masses, normalised here; uniform when None.
         """
-        x = self._read(X, reset=True)
+        x = self._read(X, reset=True, least=2)
         p = self._gaussian(x, sample_weight)
         if Y is None:
             q = Gaussian.of(torch.zeros_like(p.mean), torch.eye(p.d, dtype=p.dtype))
@@ -125,14 +124,6 @@ class LinearMap(_base.OneToOneFeatureMixin, _base.TransformerMixin, _base.BaseEs
         if state["names"]:
             out.feature_names_in_ = np.asarray(state["names"], dtype=object)
         return out
-
-    def _read(self, X: ArrayLike, *, reset: bool = False) -> Array:
-        checked = {"dtype": [np.float64, np.float32], "ensure_min_samples": 2 if reset else 1}
-        if hasattr(_validation, "validate_data"):
-            read: Array = _validation.validate_data(self, X, reset=reset, **checked)
-        else:  # scikit-learn before 1.6
-            read = self._validate_data(X, reset=reset, **checked)
-        return read
 
     def _gaussian(self, X: Array, weights: ArrayLike | None) -> Gaussian:
         return Gaussian.fit(X, weights, shrinkage=self.shrinkage)

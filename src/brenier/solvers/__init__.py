@@ -5,6 +5,8 @@ from .barycentres.free import FreeSupport
 from .barycentres.front import barycentre
 from .barycentres.problem import Barycentre, BarycentreCertificate, BarycentreSolution
 from .base import Solver, run
+from .dynamic.geodesic import DynamicPath, dynamic_transport
+from .dynamic.tangent import TransportVelocity, solenoidal_projection, tangent_velocity, transport_velocity
 from .entropic.annealing import Annealing
 from .entropic.hybrid import SinkhornNewton
 from .entropic.multiscale import Multiscale
@@ -32,6 +34,9 @@ from .gaussian.mixture import (
 from .gaussian.transport import GaussianPlan, gaussian_cost, gaussian_geodesic, gaussian_transport
 from .hierarchical import Hierarchical
 from .lowrank import LowRank
+from .penalized.gradient import GeneralizedGradient
+from .penalized.problem import Penalized, PenalizedSolution
+from .penalized.terms import ClassNorm, ClassPower, Smoothness, Term
 from .quadratic.ascent import DualAscent
 from .quadratic.methods import LBFGS, Adam, Method
 from .semidiscrete.densities import Density, PixelDensity, UniformBox, UniformPolygon
@@ -57,10 +62,13 @@ __all__ = [
     "BarycentreSolution",
     "Bregman",
     "Circle",
+    "ClassNorm",
+    "ClassPower",
     "ConditionalGradient",
     "DampedNewton",
     "Density",
     "DualAscent",
+    "DynamicPath",
     "Estimate",
     "Fixed",
     "FreeSupport",
@@ -69,6 +77,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianPlan",
     "GaussianStart",
+    "GeneralizedGradient",
     "Given",
     "GridFlow",
     "GromovSolution",
@@ -86,6 +95,8 @@ __all__ = [
     "Newton",
     "NewtonPath",
     "OverRelaxation",
+    "Penalized",
+    "PenalizedSolution",
     "PixelDensity",
     "Plain",
     "Proximal",
@@ -96,6 +107,7 @@ __all__ = [
     "SemidiscreteSolution",
     "Sinkhorn",
     "SinkhornNewton",
+    "Smoothness",
     "Solver",
     "SortingStart",
     "SparseNewton",
@@ -103,10 +115,13 @@ __all__ = [
     "StructureCertificate",
     "SubsampleStart",
     "SymmetricSinkhorn",
+    "Term",
+    "TransportVelocity",
     "UniformBox",
     "UniformPolygon",
     "Zeros",
     "barycentre",
+    "dynamic_transport",
     "gaussian_barycentre",
     "gaussian_cost",
     "gaussian_geodesic",
@@ -116,4 +131,7 @@ __all__ = [
     "mixture_transport",
     "run",
     "semidiscrete_transport",
+    "solenoidal_projection",
+    "tangent_velocity",
+    "transport_velocity",
 ]

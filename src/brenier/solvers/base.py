@@ -22,6 +22,7 @@ from ..plan import Plan
 from ..problem import Problem
 from ..solution import Solution, Status
 from ..structure import Quadratic
+from .penalized.problem import Penalized
 
 __all__ = ["Core", "Outcome", "Solver", "run", "time_is_up", "tuned"]
 
@@ -74,6 +75,7 @@ class Solver(ABC, Generic[State]):
     name: ClassVar[str]
     regularized: ClassVar[bool] = False  # whether it takes a problem with a regularizer, and only such
     quadratic: ClassVar[bool] = False  # whether it takes a `Quadratic`, and only such
+    penalized: ClassVar[bool] = False  # whether it takes a `Penalized`, and only such
     coarse: ClassVar[bool] = False  # whether its potentials are a guess that c-transforms have yet to make feasible
     max_iter: int = 1
 
@@ -260,6 +262,10 @@ def _check_terms(problem: Problem, solver: Solver[Any]) -> None:
         kinds = ("a linear problem", "a Quadratic")
         cure = "Use Mirror(), Proximal() or ConditionalGradient()." if not solver.quadratic else "Use solve(...)."
         refuse(solver.name, kinds[solver.quadratic], kinds[not solver.quadratic], cure)
+    if solver.penalized != isinstance(problem, Penalized):
+        kinds = ("a problem without a term", "a Penalized")
+        cure = "Use GeneralizedGradient()." if not solver.penalized else "Use solve(...)."
+        refuse(solver.name, kinds[solver.penalized], kinds[not solver.penalized], cure)
     given = problem.regularizer
     if solver.regularized and given is None:
         refuse(solver.name, "a problem with a regularizer", "none", "Give regularizer=SquaredNorm(gamma, k).")

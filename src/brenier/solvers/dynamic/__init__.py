@@ -1,0 +1,1 @@
+"""Transport in time on grids: geodesics, their tangents, and fields without divergence."""

@@ -1,0 +1,1 @@
+"""Transport with a further term in the plan: classes that stay together, neighbours that stay neighbours."""
