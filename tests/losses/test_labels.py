@@ -58,6 +58,11 @@ def test_gradient(conditional: str) -> None:
         )
 
 
+
+def test_gradient_in_the_masses() -> None:
+    logits = weights(9, 3).log().requires_grad_()
+    assert gradcheck(lambda u: labelled_wasserstein(X, U, Y, V, u.softmax(-1), epsilon=0.5), (logits,), atol=1e-4)
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -66,6 +71,7 @@ def test_gradient(conditional: str) -> None:
         (lambda: class_costs(X, U, Y, V, conditional="mean"), "conditional: expected"),
         (lambda: class_costs(X[None], U, Y, V), "x: expected points"),
         (lambda: labelled_wasserstein(X, U, Y, V, weight=-1.0), "weight: expected"),
+        (lambda: class_costs(X, U, Y, V, (U > 0).double()), "classes of x: expected some mass"),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:

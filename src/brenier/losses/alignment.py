@@ -107,15 +107,12 @@ class SoftAlignment(nn.Module):
         if self.dustbin is None:
             plan, error, _ = self.scaling.scale(scores.masked_fill(absent, -torch.inf))
             return Aligned(plan, plan.new_zeros((*batch, n)), plan.new_zeros((*batch, m)), error)
-        one = (absent_x.new_zeros((*batch, 1)),)
-        absent_x, absent_y = torch.cat([absent_x, *one], -1), torch.cat([absent_y, *one], -1)
-        absent = absent_x.unsqueeze(-1) | absent_y.unsqueeze(-2)
+        r, c = ((~t).float() for t in (absent_x, absent_y))
+        r, c = torch.cat([r, c.sum(-1, keepdim=True)], -1), torch.cat([c, r.sum(-1, keepdim=True)], -1)
+        absent = (r == 0).unsqueeze(-1) | (c == 0).unsqueeze(-2)
         score = torch.as_tensor(self.dustbin, dtype=scores.dtype, device=scores.device)
         scores = torch.cat([scores, score.expand(*batch, n, 1)], -1)
         scores = torch.cat([scores, score.expand(*batch, 1, m + 1)], -2)
-        r, c = ((~t).to(scores.dtype if scores.dtype == torch.float64 else torch.float32) for t in (absent_x, absent_y))
-        bins = r[..., :-1].sum(-1, keepdim=True), c[..., :-1].sum(-1, keepdim=True)
-        r, c = torch.cat([r[..., :-1], bins[1]], -1), torch.cat([c[..., :-1], bins[0]], -1)
         plan, error, _ = self.scaling.scale(scores.masked_fill(absent, -torch.inf), r=r, c=c)
         return Aligned(plan[..., :-1, :-1], plan[..., :-1, -1], plan[..., -1, :-1], error)
 

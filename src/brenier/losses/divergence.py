@@ -173,9 +173,10 @@ def _divergence(
         a, b = cross.problem.a, cross.problem.b
         if isinstance(geometry, PointCloud):
             x, y = geometry.x, geometry.y
+    begin_x, begin_y = (None, None) if start is None else (start.own_x, start.own_y)
     own = (
-        _with_itself(x, a, cost, eps, marginals, start and start.own_x, options),
-        _with_itself(x if y is None else y, b, cost, eps, marginals, start and start.own_y, options),
+        _with_itself(x, a, cost, eps, marginals, begin_x, options),
+        _with_itself(x if y is None else y, b, cost, eps, marginals, begin_y, options),
     )
     first = type(options["adjoint"]) is Envelope
     for s in own:
@@ -252,7 +253,7 @@ class SinkhornDivergence(nn.Module):
         >>> x = torch.zeros(8, 20, 2, requires_grad=True)
         >>> values = loss(x, torch.ones(8, 30, 2))
         >>> values.mean().backward()
-        >>> [round(v, 4) for v in values.tolist()[:2]], x.grad[0, 0].mul(8 * 20).tolist()
+        >>> [round(v, 4) for v in values.tolist()[:2]], [round(v, 4) for v in (160 * x.grad[0, 0]).tolist()]
         ([2.0, 2.0], [-2.0, -2.0])
     """
 

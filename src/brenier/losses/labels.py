@@ -17,6 +17,7 @@ from ..geometry import PointCloud
 from ..geometry.pointcloud import read_cloud
 from ..problem import Relative
 from ..solvers import Gaussian, gaussian_cost
+from ..solvers.gaussian.matrices import moments
 from .clouds import untraced
 from .wasserstein import exact_wasserstein
 
@@ -76,7 +77,7 @@ def class_costs(
 
     Source: Alvarez-Melis & Fusi (2020), Geometric dataset distances via optimal transport.
     """
-    return untraced(_class_costs)(*_read(x, labels_x, a, "x", "a"), *_read(y, labels_y, b, "y", "b"), conditional)
+    return untraced(_costs)(x, labels_x, y, labels_y, a, b, conditional)
 
 
 def labelled_wasserstein(
@@ -121,6 +122,10 @@ def labelled_wasserstein(
     return untraced(_labelled)(x, labels_x, y, labels_y, a, b, weight, conditional, epsilon)
 
 
+def _costs(x: Any, labels_x: Any, y: Any, labels_y: Any, a: Any, b: Any, conditional: str) -> Tensor:
+    return _class_costs(*_read(x, labels_x, a, "x", "a"), *_read(y, labels_y, b, "y", "b"), conditional)
+
+
 def _labelled(
     x: Any, labels_x: Any, y: Any, labels_y: Any, a: Any, b: Any, weight: float, conditional: str, epsilon: Any
 ) -> Tensor:
@@ -156,10 +161,12 @@ def _class_costs(
     if conditional not in ("gaussian", "exact"):
         refuse("conditional", "'gaussian' or 'exact'", repr(conditional))
     shares = [one_hot.mT * masses for one_hot, masses in ((one_hot_x, a), (one_hot_y, b))]
+    for share, name in zip(shares, "xy"):
+        if bool((share.detach().sum(-1) <= 0).any()):
+            refuse(f"classes of {name}", "some mass in each", "none in one", "Leave its points out.")
     if conditional == "gaussian":
-        p, q = (Gaussian.fit(points, w) for points, w in zip((x, y), shares))
-        p, q = Gaussian.of(p.mean.unsqueeze(1), p.covariance.unsqueeze(1)), Gaussian.of(q.mean, q.covariance)
-        return gaussian_cost(p, q)
+        (m, S), (n, T) = (moments(points, w) for points, w in zip((x, y), shares))
+        return gaussian_cost(Gaussian.of(m, S.unsqueeze(1)), Gaussian.of(n.squeeze(1), T))
     groups = []
     for points, weights in zip((x, y), shares):
         groups.append([(points[w.detach() > 0], w[w.detach() > 0] / w.sum()) for w in weights])
