@@ -155,9 +155,10 @@ def test_gradient_in_masses_epsilon_and_rho() -> None:
     assert gradcheck(unbalanced, (leaf(1.5 * A), leaf(B), eps, rho), atol=1e-6)
 
 
-def test_second_derivatives_with_the_implicit_adjoint() -> None:
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_second_derivatives_with_the_implicit_adjoint(cost: str) -> None:
     def value(x: Tensor, y: Tensor) -> Tensor:
-        return divergence(x, y, A[:4] / A[:4].sum(), epsilon=0.8, adjoint=Implicit(), tol=1e-12)
+        return divergence(x, y, A[:4] / A[:4].sum(), epsilon=0.8, cost=cost, adjoint=Implicit(), tol=1e-12)
 
     assert gradcheck(value, (leaf(X[:4]), leaf(Y[:3])), atol=1e-6)
     assert gradgradcheck(value, (leaf(X[:4]), leaf(Y[:3])), atol=1e-5)
