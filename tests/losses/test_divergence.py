@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import brenier
 from brenier import KL, TV, Exact, Grid, Implicit, InvalidInput, NotConvergedWarning, Partial, Relative
 from brenier.costs import Lp
-from brenier.losses import SinkhornDivergence, Warm, sinkhorn_divergence
+from brenier.losses import SinkhornDivergence, Warm, energy_distance, sinkhorn_divergence
 from problems import assert_close, cloud, entropic, weights
 
 X, Y = cloud(6, 2, 1), cloud(7, 2, 2) + 0.3
@@ -61,8 +61,6 @@ def test_unbalanced_it_has_the_term_of_the_masses() -> None:
 
 def test_its_limits_are_transport_and_the_energy_distance() -> None:
     assert_close(divergence(X, Y, A, B, epsilon=1e-3), brenier.solve(X, Y, a=A, b=B).value, rtol=2e-2)
-    from brenier.losses import energy_distance
-
     far = divergence(X, Y, A, B, epsilon=1e4, cost="euclidean", tol=1e-12)
     assert_close(far, energy_distance(X, Y, A, B) / 2, rtol=1e-3)
 
@@ -88,7 +86,7 @@ def test_at_equality_value_and_gradient_are_zero_to_the_last_bit(cost: str, marg
     x, y = (leaf(X.to(dtype)) for _ in range(2))
     a, b = (leaf(A.to(dtype)) for _ in range(2))
     value = sinkhorn_divergence(x, y, a, b, epsilon=0.3, cost=cost, marginals=marginals).value
-    assert float(value) == 0
+    assert float(value.detach()) == 0
     for gradient in torch.autograd.grad(value, (x, y, a, b)):
         assert not gradient.any()
 
@@ -98,7 +96,7 @@ def test_items_of_a_batch_that_are_equal_have_no_gradient() -> None:
     y[1] = x[1].detach()
     value = sinkhorn_divergence(x, y, epsilon=0.5).value
     value.sum().backward()
-    assert float(value[1]) == 0
+    assert float(value[1].detach()) == 0
     assert not x.grad[1].any()
     assert x.grad[[0, 2]].abs().amax((-2, -1)).min() > 1e-3
 
@@ -111,15 +109,15 @@ def test_it_is_not_negative_near_equality(epsilon: float, marginals: Any) -> Non
         x = cloud(40, 2, seed)
         for size in (1e-8, 1e-5, 1e-2):
             value = float(sinkhorn_divergence(x, x + size * noise, epsilon=epsilon, marginals=marginals).value)
-            assert value > -1e-11
-            assert value < 10 * size**2 + 1e-11
+            assert value > -1e-13
+            assert value < 10 * size**2 + 1e-12
 
 
 def test_of_the_same_measure_in_another_order_it_is_zero() -> None:
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     x = leaf(X)
     value = divergence(x, X[order], A, A[order])
-    assert abs(float(value)) < 1e-12
+    assert abs(float(value.detach())) < 1e-12
     assert torch.autograd.grad(value, x)[0].abs().max() < 1e-8
 
 
@@ -211,7 +209,7 @@ def test_clouds_of_different_sizes() -> None:
     xs, ys = [leaf(cloud(n, 2, n)) for n in (4, 7)], [cloud(m, 2, m + 20) for m in (7, 3)]
     a = [weights(4, 1), weights(7, 2)]
     values = divergence(xs, ys, a)
-    assert_close(values, [float(divergence(*t)) for t in zip(xs, ys, a)], rtol=1e-7)
+    assert_close(values.detach(), [float(divergence(*t).detach()) for t in zip(xs, ys, a)], rtol=1e-7)
     found = torch.autograd.grad(values.sum(), xs)
     for k in range(2):
         (expected,) = torch.autograd.grad(divergence(xs[k], ys[k], a[k]), xs[k])
@@ -220,7 +218,7 @@ def test_clouds_of_different_sizes() -> None:
 
 def test_module_and_warm_starts() -> None:
     x, y = cloud(60, 2, 1), cloud(60, 2, 2)
-    cold, warm = (SinkhornDivergence(epsilon=0.02, tol=1e-8, warm_start=w) for w in (False, True))
+    cold, warm = (SinkhornDivergence(epsilon=0.5, tol=1e-8, warm_start=w) for w in (False, True))
     assert list(warm.state_dict()) == []
     for step in range(3):
         moved = x + 0.002 * step
