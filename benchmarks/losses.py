@@ -3,14 +3,16 @@
     python benchmarks/losses.py [--sizes 1000 10000 50000] [--dims 3 64] [--fraction 0.05] [--target 1e-3]
                                 [--limit 600] [--threads 1] [--json results/losses.json]
 
-Two Gaussian clouds, half a standard deviation apart in each coordinate, uniform masses, squared Euclidean cost, epsilon
-= fraction x mean cost. Each library computes value and gradient in x in a process of its own, in float32 (POT, dense, in
-float64 where float32 overflows its kernels), at settings from coarse to fine; the first whose gradient has a relative
-error below --target counts, the others of that library do not run. The truth is ours in float64 at a tolerance of 1e-9.
-A run is the least of two after one on few points, which compiles; *memory* is what the process grew by, at its peak.
-Out of memory, out of time and not installed are results. GeomLoss has the factor 1/2 in its cost: its value counts twice.
+Two Gaussian clouds, half a standard deviation apart in each coordinate, uniform masses, squared Euclidean cost,
+epsilon = fraction x mean cost. Each library computes value and gradient in x in a process of its own, in float32 (POT
+in float64, with the cost matrix), at settings from coarse to fine; the first whose gradient has a relative error
+below --target counts, the others of that library do not run. The truth is ours in float64 at a tolerance of 1e-9. A
+run is the least of two after one on few points, which compiles; *memory* is what the process grew by, at its peak.
+Out of memory, out of time and not installed are results. GeomLoss has the factor 1/2 in its cost: its value counts
+twice.
 
-With --agree, only checks `SamplesLoss` against GeomLoss on small clouds, for all of its losses, and prints the differences.
+With --agree, only checks `SamplesLoss` against GeomLoss on small clouds, for all of its losses, and prints the
+differences.
 """
 
 import argparse
@@ -74,9 +76,9 @@ def pot(x, y, epsilon, tol):
     y, total = y.double(), 0
     for u, v, share in ((x, y, 1), (x, x, -0.5), (y, y, -0.5)):
         cost = torch.cdist(u, v).square()
-        total = total + share * ot.solve(
-            cost, reg=epsilon, reg_type="KL", max_iter=100_000, tol=tol, grad="envelope"
-        ).value
+        total = (
+            total + share * ot.solve(cost, reg=epsilon, reg_type="KL", max_iter=100_000, tol=tol, grad="envelope").value
+        )
     total.backward()
     return float(total.detach()), x.grad
 
@@ -197,11 +199,16 @@ def agree():
     a, b = (torch.rand(n, generator=generator, dtype=torch.float64) for n in (150, 120))
     a, b = a / a.sum(), b / b.sum()
     cases = [{"loss": name} for name in ("energy", "gaussian", "laplacian")]
-    cases += [{"p": p, "reach": reach, "debias": debias} for p in (1, 2) for reach in (None, 0.5) for debias in (True, False)]
+    cases += [
+        {"p": p, "reach": reach, "debias": debias} for p in (1, 2) for reach in (None, 0.5) for debias in (True, False)
+    ]
     for case in cases:
         scale = 1.4 if case.get("reach") and case.get("debias") else 1.0  # of the masses of one side
         found = []
-        for SamplesLossOf, extra in ((SamplesLoss, {}), (library.SamplesLoss, {"scaling": 0.999, "backend": "tensorized"})):
+        for SamplesLossOf, extra in (
+            (SamplesLoss, {}),
+            (library.SamplesLoss, {"scaling": 0.999, "backend": "tensorized"}),
+        ):
             points = x.clone().requires_grad_()
             value = SamplesLossOf(**{"loss": "sinkhorn", "blur": 0.2, **case, **extra})(scale * a, points, b, y)
             (gradient,) = torch.autograd.grad(value, points)

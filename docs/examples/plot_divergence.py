@@ -23,8 +23,9 @@ y = y + 0.03 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
 start = 0.2 * torch.randn(200, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 0.8])
 
 # %%
-# Gradient flows of three losses from the same start. Points move by the gradient times n/2: for exact transport, a step of
-# one would take each of them to where the plan sends it. Warm starts suit a flow, whose points move a little each time.
+# Gradient flows of three losses from the same start. Points move by the gradient times n/2: for exact transport, a
+# step of one would take each of them to where the plan sends it. Warm starts suit a flow, whose points move a little
+# each time.
 
 
 def flow(loss, step, count=60):

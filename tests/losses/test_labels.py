@@ -58,10 +58,10 @@ def test_gradient(conditional: str) -> None:
         )
 
 
-
 def test_gradient_in_the_masses() -> None:
     logits = weights(9, 3).log().requires_grad_()
     assert gradcheck(lambda u: labelled_wasserstein(X, U, Y, V, u.softmax(-1), epsilon=0.5), (logits,), atol=1e-4)
+
 
 @pytest.mark.parametrize(
     ("call", "message"),

@@ -54,10 +54,11 @@ def test_exact_gradients() -> None:
 def test_partial_leaves_outliers_behind() -> None:
     x, y = (torch.tensor(t, dtype=torch.float64).unsqueeze(-1) for t in ([0.0, 1.0, 99.0], [0.5, 1.5, -70.0]))
     assert_close(partial_wasserstein(x, y, mass=2 / 3), 1 / 6, rtol=1e-9)
-    batched = partial_wasserstein(torch.stack([x, x]), torch.stack([y, y]), mass=torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
+    masses = torch.tensor([2 / 3, 1 / 3], dtype=torch.float64)
+    batched = partial_wasserstein(torch.stack([x, x]), torch.stack([y, y]), mass=masses)
     assert_close(batched, [1 / 6, 1 / 12], rtol=1e-9)
-    soft = partial_wasserstein(x, y, mass=2 / 3, epsilon=0.5)
-    assert_close(soft, brenier.solve(x, y, marginals=brenier.Partial(2 / 3), epsilon=0.5).value, rtol=1e-9)
+    soft = partial_wasserstein(X, Y, mass=2 / 3, epsilon=0.5)
+    assert_close(soft, brenier.solve(X, Y, marginals=brenier.Partial(2 / 3), epsilon=0.5).value, rtol=1e-9)
 
 
 def test_partial_gradients() -> None:

@@ -46,7 +46,7 @@ class SoftAlignment(nn.Module):
     Example:
         >>> import torch
         >>> x = 5 * torch.eye(3)
-        >>> found = SoftAlignment(epsilon=0.5, dustbin=2.0)(x, x[[2, 0]])  # the second has no partner
+        >>> found = SoftAlignment(epsilon=0.5, dustbin=2.0, n_iter=100)(x, x[[2, 0]])  # none for the second
         >>> found.plan.argmax(0).tolist(), [round(v, 2) for v in found.left_x.tolist()]
         ([2, 0], [0.0, 1.0, 0.0])
 
@@ -129,9 +129,8 @@ class OTAttention(nn.Module):
     .. math:: \text{out} = [P_1 V_1, \dots, P_h V_h]\, W_O, \qquad
         P_k = \operatorname{diag}(u)\, e^{Q_k K_k^\top / (\varepsilon \sqrt{d_k})} \operatorname{diag}(v)
 
-    with rows that sum to 1 and columns that sum to n / m: every key is attended to as much as any other. With one
-    iteration it would be the usual attention, but for its columns. With a dustbin each row may attend to nothing in part,
-    and no key gets more than a total of 1.
+    with rows that sum to 1 and columns that sum to n / m: every key is attended to as much as any other. With a dustbin
+    each row may attend to nothing in part, and no key gets more than a total of 1.
 
     Args:
         embed_dim: of the queries and of the output.

@@ -21,7 +21,8 @@ from .clouds import Ground, between, detached, equal, untraced
 
 __all__ = ["Divergence", "SinkhornDivergence", "Warm", "sinkhorn_divergence"]
 
-_NEAR = 0.1  # marginal error of the potentials of each side with itself from which the problem between them begins there
+# Marginal error of the potentials of each side with itself up to which the problem between both begins with these.
+_NEAR = 0.1
 
 
 class Warm(NamedTuple):
@@ -96,9 +97,9 @@ def sinkhorn_divergence(
     a positive kernel exp(-c / eps), as squared Euclidean ones and Euclidean norms, it is nonnegative, zero only for
     equal measures, and convex in each of them. It goes from transport (epsilon to 0) to a kernel norm (to infinity).
 
-    Each OT is told by its dual value, whose error is of second order in the marginal error: the divergence does not fall
-    below zero by more than that and rounding. Where both sides have the same points and masses in the same order, value
-    and gradient are zero to the last bit.
+    Each OT is told by its dual value, whose error is of second order in the marginal error, and OT(x, y) by no less
+    than the potentials of each side with itself prove, so that nothing but rounding falls below zero. Where both sides
+    have the same points and masses in the same order, value and gradient are zero to the last bit.
 
     Args:
         x, y: clouds, batch axes broadcast; or lists of clouds of different sizes; or a `Grid` and no y, for images.

@@ -97,8 +97,8 @@ def labelled_wasserstein(
     .. math:: \min_P \sum_{ij} P_{ij} \left(\lVert x_i - y_j\rVert^2 + w\, W_2^2(\alpha_{k_i}, \beta_{l_j})\right)
         \; (+\, \varepsilon\, \mathrm{KL}(P\,|\,a \otimes b))
 
-    where alpha_k are the points of x with the label k, and beta_l those of y with the label l. Differentiable in points and
-    masses, also through the conditionals.
+    where alpha_k are the points of x with the label k, and beta_l those of y with the label l. Differentiable in points
+    and masses, also through the conditionals.
 
     Args:
         x, labels_x, y, labels_y, conditional: as for `class_costs`.

@@ -62,7 +62,7 @@ def mmd(
     """
     if not isinstance(kernel, str) or kernel not in _KERNELS:
         refuse("kernel", "one of " + ", ".join(map(repr, _KERNELS)), repr(kernel))
-    widths = [bandwidth] if is_real(bandwidth) else list(bandwidth)  # type: ignore[arg-type]
+    widths: list[Any] = list(bandwidth) if isinstance(bandwidth, Sequence) else [bandwidth]
     if not widths or not all(is_real(s) and 0 < s < math.inf for s in widths):
         refuse("bandwidth", "a positive finite number, or several", repr(bandwidth))
     cost, epsilon = _KERNELS[kernel]
@@ -81,8 +81,8 @@ def energy_distance(
 
     .. math:: 2 \sum_{ij} a_i b_j c(x_i, y_j) - \sum_{ij} a_i a_j c(x_i, x_j) - \sum_{ij} b_i b_j c(y_i, y_j)
 
-    Nonnegative for costs of negative type, as powers of the Euclidean distance below 2, and zero for equal measures only:
-    the limit of the Sinkhorn divergence for large epsilon, but for a factor of 2.
+    Nonnegative for costs of negative type, as powers of the Euclidean distance below 2, and zero for equal measures
+    only: the limit of the Sinkhorn divergence for large epsilon, but for a factor of 2.
 
     Args:
         x, y: clouds, batch axes broadcast; or lists of clouds of different sizes.

@@ -49,20 +49,21 @@ class SamplesLoss(nn.Module):
         loss="energy"      `energy_distance / 2`
 
     For p = 2 the cost has the factor 1/2 that "sqeuclidean" lacks: the value is half of that for "sqeuclidean" with
-    epsilon = 2 blur^2 and rho = 2 reach^2. GeomLoss stops after a descent of epsilon whose length `scaling` sets; this one
-    stops at a tolerance, so `scaling` and `diameter` change nothing, nor do `truncate`, `cluster_scale`, `verbose` and
-    `backend`. Without debiasing, values of unbalanced problems agree for masses of total 1 only.
+    epsilon = 2 blur^2 and rho = 2 reach^2. GeomLoss stops after a descent of epsilon whose length `scaling` sets; this
+    one stops at a tolerance, so `scaling` and `diameter` change nothing, nor do `truncate`, `cluster_scale`, `verbose`
+    and `backend`. Without debiasing, values of unbalanced problems agree for masses of total 1 only.
 
     Args:
         loss: "sinkhorn", "energy", "gaussian" or "laplacian".
         p: 1 or 2.
         blur: a length > 0.
         reach: a length > 0, or None for exact marginals.
-        cost: in the place of ||x - y||^p / p: a function of x (B, N, D) and y (B, M, D) with values (B, N, M), or a cost
-            of this package.
+        cost: in the place of ||x - y||^p / p: a function of x (B, N, D) and y (B, M, D) with values (B, N, M), or a
+            cost of this package.
         debias: subtract the transport of each side to itself.
         potentials: return the debiased potentials at x and at y in the place of the value, without gradients.
-        diameter, scaling, truncate, kernel, cluster_scale, verbose, backend: accepted, without effect; a kernel is refused.
+        kernel: None; another is refused.
+        diameter, scaling, truncate, cluster_scale, verbose, backend: accepted, without effect.
 
     Raises:
         InvalidInput: another loss or p, lengths that are not positive, cluster labels (six arguments), a KeOps formula.
@@ -73,8 +74,8 @@ class SamplesLoss(nn.Module):
         >>> round(float(SamplesLoss("sinkhorn", p=2, blur=0.1)(x, x + 2)), 3)  # ||t||^2 / 2
         6.0
 
-    Source: Feydy, Séjourné, Vialard, Amari, Trouvé & Peyré (2019), Interpolating between optimal transport and MMD using
-    Sinkhorn divergences (and the library GeomLoss).
+    Source: Feydy, Séjourné, Vialard, Amari, Trouvé & Peyré (2019), Interpolating between optimal transport and MMD
+    using Sinkhorn divergences (and the library GeomLoss).
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class SamplesLoss(nn.Module):
             (x, y), a, b = measures, None, None
         elif len(measures) == 4:
             a, x, b, y = measures
-            a, b = (w.squeeze(-1) if w.dim() == t.dim() else w for w, t in ((a, x), (b, y)))  # (N, 1) is one of its forms
+            a, b = (w.squeeze(-1) if w.dim() == t.dim() else w for w, t in ((a, x), (b, y)))  # of (N, 1)
         else:
             got = f"{len(measures)} arguments"
             refuse("SamplesLoss", "(x, y) or (a, x, b, y)", got, "Clusters are found by the solver itself.")

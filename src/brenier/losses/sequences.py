@@ -109,17 +109,15 @@ def order_preserving_wasserstein(
     return untraced(_aligned)(x, y, a, b, epsilon, width, Ordered(cost, order=order), tol)
 
 
-def _aligned(
-    x: Any, y: Any, a: Any, b: Any, epsilon: Any, width: Any, ground: Ordered, tol: float | None
-) -> Tensor:
-    for name, value in (("epsilon", epsilon), ("width", width)):
-        if not (is_real(value) and 0 < value < math.inf):
-            refuse(name, "a positive finite number", repr(value))
-    lists = clouds_in(x), clouds_in(y)
-    if lists[0] is not None and lists[1] is not None and len(lists[0]) == len(lists[1]):
-        pairs = [_placed(s, t, epsilon, width) for s, t in zip(*lists)]
+def _aligned(x: Any, y: Any, a: Any, b: Any, epsilon: Any, width: Any, ground: Ordered, tol: float | None) -> Tensor:
+    for name, given in (("epsilon", epsilon), ("width", width)):
+        if not (is_real(given) and 0 < given < math.inf):
+            refuse(name, "a positive finite number", repr(given))
+    xs, ys = clouds_in(x), clouds_in(y)
+    if xs is not None and ys is not None and len(xs) == len(ys):
+        pairs = [_placed(s, t, epsilon, width) for s, t in zip(xs, ys)]
         x, y = [s for s, _ in pairs], [t for _, t in pairs]
-    elif lists[0] is None and lists[1] is None:
+    elif xs is None and ys is None:
         x, y = _placed(read_cloud(x, "x"), read_cloud(y, "y"), epsilon, width)
     value: Tensor = solve(between(x, y, ground), a=a, b=b, epsilon=epsilon, tol=tol).value
     return value

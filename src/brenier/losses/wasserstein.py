@@ -137,8 +137,8 @@ def gaussian_wasserstein(
         >>> round(float(gaussian_wasserstein(x, 3 * x)), 4)  # the means (1, 1) and (3, 3), deviations 1 and 3
         16.0
 
-    Source: Dowson & Landau (1982), The Fréchet distance between multivariate normal distributions; Heusel et al. (2017),
-    GANs trained by a two time-scale update rule converge to a local Nash equilibrium.
+    Source: Dowson & Landau (1982), The Fréchet distance between multivariate normal distributions; Heusel et al.
+    (2017), GANs trained by a two time-scale update rule converge to a local Nash equilibrium.
     """
     return untraced(_gaussian)(x, y, a, b, epsilon, shrinkage)
 
@@ -161,8 +161,8 @@ def gromov_loss(
 
     .. math:: \min_P \sum_{ii'jj'} L(C_{ii'}, D_{jj'})\, P_{ij} P_{i'j'}
 
-    The value of `gromov_wasserstein`, which also gives the plan and its lower bounds. Differentiable in points, matrices
-    and masses at the plan that was found, held fixed.
+    The value of `gromov_wasserstein`, which also gives the plan and its lower bounds. Differentiable in points,
+    matrices and masses at the plan that was found, held fixed.
 
     Args:
         x, y: clouds, in spaces of any dimension; or matrices (*batch, n, n) and (*batch, m, m) with
