@@ -1,7 +1,8 @@
 """The Sinkhorn divergence and its gradient: time, memory and error, beside GeomLoss on KeOps, OTT and POT.
 
     python benchmarks/losses.py [--sizes 1000 10000 50000] [--dims 3 64] [--fraction 0.05] [--target 1e-3]
-                                [--limit 600] [--threads 1] [--json results/losses.json]
+                                [--libraries brenier GeomLoss OTT POT] [--limit 600] [--threads 1]
+                                [--json results/losses.json]
 
 Two Gaussian clouds, half a standard deviation apart in each coordinate, uniform masses, squared Euclidean cost,
 epsilon = fraction x mean cost. Each library computes value and gradient in x in a process of its own, in float32 (POT
@@ -161,7 +162,8 @@ def compare(arguments, n, d, folder):
         return []
     exact = torch.load(f"{folder}/truth.pt")
     rows = []
-    for library, settings in SETTINGS.items():
+    for library in arguments.libraries:
+        settings = SETTINGS[library]
         row = {"n": n, "d": d, "library": library}
         if find_spec(MODULES[library]) is None:
             rows.append(row | {"failed": "not installed"})
@@ -180,7 +182,8 @@ def compare(arguments, n, d, folder):
         if "failed" in row:
             text += f"{row['failed']} |"
         else:
-            ratio = row["seconds"] / next(r for r in rows if r["library"] == "brenier").get("seconds", float("nan"))
+            own = next((r["seconds"] for r in rows if r["library"] == "brenier" and "seconds" in r), float("nan"))
+            ratio = row["seconds"] / own
             text += f"{row['setting']:g} | {row['seconds']:.3f} s | {row['memory_mb']:.0f} MB | {ratio:.1f} | "
             text += f"{row['value_error']:.1e} | {row['gradient_error']:.1e} |"
         print(text, flush=True)
@@ -224,6 +227,7 @@ def main():
     parser.add_argument("--dims", type=int, nargs="+", default=[3, 64])
     parser.add_argument("--fraction", type=float, default=0.05)
     parser.add_argument("--target", type=float, default=1e-3)
+    parser.add_argument("--libraries", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--limit", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
