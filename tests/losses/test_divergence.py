@@ -113,6 +113,15 @@ def test_it_is_not_negative_near_equality(epsilon: float, marginals: Any) -> Non
             assert value < 10 * size**2 + 1e-12
 
 
+def test_in_float32_nothing_but_rounding_is_negative() -> None:
+    x, noise = cloud(300, 2, 1).float(), cloud(300, 2, 2).float()
+    for epsilon in (0.01, 0.3, 10.0):
+        for size in (1e-6, 1e-4):
+            found = sinkhorn_divergence(x, x + size * noise, epsilon=epsilon)
+            assert found.ok
+            assert found.value > -1e-6 * found.cross.dual_value.abs()
+
+
 def test_of_the_same_measure_in_another_order_it_is_zero() -> None:
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     x = leaf(X)
