@@ -6,8 +6,10 @@ NATIVE := CMakeLists.txt $(wildcard src/native/*)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 BENCH := .venv-bench
+BENCHES := $(addprefix bench-,exact assignment kernels tiny batches large sliced barycentres low-rank adaptation \
+  dynamic losses decoding entropic)
 
-.PHONY: demo test lint docs bench bench-exact bench-assignment bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank bench-adaptation bench-dynamic smoke sanitize pure clean
+.PHONY: demo test lint docs bench bench-quick $(BENCHES) smoke sanitize pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -29,7 +31,7 @@ docs: $(VENV)/.docs ## The documentation, gallery executed, warnings are errors
 smoke: $(VENV)/.experiments ## The smoke preset of every system on the shelf
 	$(BIN)/python benchmarks/smoke.py
 
-bench: bench-exact bench-assignment bench-kernels bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank bench-adaptation bench-dynamic bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
+bench: $(BENCHES) ## Against other libraries; keep the machine quiet, it takes hours
 
 bench-exact: $(BENCH)/.bench ## What is in build/bench/exact.jsonl does not run again
 	$(BENCH)/bin/python benchmarks/exact.py
@@ -73,6 +75,10 @@ bench-dynamic: $(BENCH)/.bench ## Transport in time on grids, a minute
 
 bench-barycentres: $(BENCH)/.bench ## Barycentres of 20 measures of 1,000 points, a few minutes
 	$(BENCH)/bin/python benchmarks/barycentres.py
+
+bench-losses: $(BENCH)/.bench ## The Sinkhorn divergence and its gradient, and that SamplesLoss is the one of GeomLoss
+	$(BENCH)/bin/python benchmarks/losses.py --agree
+	$(BENCH)/bin/python benchmarks/losses.py --json results/losses.json
 
 SANITIZED := .venv-sanitize
 sanitize: ## The native engine with address and undefined-behaviour sanitizers, under a part of the tests

@@ -106,6 +106,8 @@ def is_positive(geometry: Geometry) -> bool:
     """Whether exp(-c / eps) is known to be a positive definite kernel at every eps, where x = y."""
     if isinstance(geometry, Grid):
         return geometry.p <= 2
+    if isinstance(geometry, Ragged):
+        geometry = geometry.item((0,))
     ground = geometry.ground if isinstance(geometry, PointCloud) else None
     if isinstance(ground, Lp):
         return ground.p <= 2 and ground.power <= ground.p
