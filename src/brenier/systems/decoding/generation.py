@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..._inputs import is_count
 from ...errors import refuse
-from .laws import Processing
+from .laws import Processing, Scheme
 from .models import LanguageModel, tree_logits
 from .selectors import TokenSelector
 from .tree import DraftTree, branching_matrix, delayed, draft_tree
 from .verification import Block, Verification, find_verification
 
-__all__ = ["BlockEvent", "Decoder", "GenerationResult"]
+__all__ = ["BlockEvent", "Decoder", "GenerationResult", "scored_tree"]
 
 Branching = Sequence[int] | Callable[[Sequence[Tensor]], Sequence[Sequence[int]]]
 
@@ -153,7 +153,7 @@ class Decoder:
         if "" in self._stop_strings:
             refuse("stop_strings", "texts that are not empty", "''")
         if self.branching is not None and not callable(self.branching):
-            branching_matrix([self.branching], 1)
+            branching_matrix([self.branching])
         _ = self._processing, self._verification
 
     def generate(
@@ -204,7 +204,16 @@ class Decoder:
             wanted = self._levels(now)
             # the last token is never a draft
             room = max_new_tokens - 1 - min(len(texts[b]) - begin[b] for b in going)
-            tree = self._scored_tree(now, wanted[:, :room], generator)
+            tree = scored_tree(
+                self.target,
+                self.draft,
+                now,
+                wanted[:, :room],
+                scheme=self._verification.scheme,
+                processing=self._processing,
+                draft_processing=self.draft_processing,
+                generator=generator,
+            )
             outcome = self._verification.verify(tree, generator)
             nodes = tree.per_prompt(torch.ones_like(tree.tokens)) - 1
             drafted = (tree.branching > 0).sum(1)
@@ -244,28 +253,19 @@ class Decoder:
         """The branching of this round."""
         device = texts[0].device
         if self.draft is None:
-            return branching_matrix([()] * len(texts), len(texts)).to(device)
+            return branching_matrix([()] * len(texts)).to(device)
         if callable(self.branching):
-            return branching_matrix(self.branching(texts), len(texts)).to(device)
+            chosen = branching_matrix(self.branching(texts)).to(device)
+            if len(chosen) != len(texts):
+                refuse("branching", f"a choice for each of {len(texts)} texts", f"{len(chosen)}")
+            return chosen
         if self.branching is not None:
             levels: Sequence[int] = self.branching
         elif self._verification.scheme != "with_replacement":
             levels = (3, 2, 1, 1)
         else:
             levels = delayed(1 if isinstance(self._verification, Block) else 8, 0, 8)
-        return branching_matrix([levels] * len(texts), len(texts)).to(device)
-
-    def _scored_tree(self, texts: Sequence[Tensor], branching: Tensor, generator: torch.Generator | None) -> DraftTree:
-        drafting = self.draft_processing or self._processing
-
-        def law(tree: DraftTree, nodes: Tensor) -> Tensor:
-            assert self.draft is not None
-            return drafting(tree_logits(self.draft, texts, tree, nodes))
-
-        vocab_size, scheme = self.target.vocab_size, self._verification.scheme
-        tree = draft_tree(law, branching, vocab_size, scheme=scheme, generator=generator)
-        every = torch.arange(len(tree), device=branching.device)
-        return tree.scored(self._processing(tree_logits(self.target, texts, tree, every)))
+        return branching_matrix([levels] * len(texts)).to(device)
 
     def _cut(self, written: list[int], block: list[int], max_new_tokens: int) -> tuple[int, str | None]:
         """How many tokens of a block are written, and why the text ends with it, if it does."""
@@ -279,6 +279,38 @@ class Decoder:
             if len(written) + i >= max_new_tokens:
                 return i, "length"
         return len(block), None
+
+
+def scored_tree(
+    target: LanguageModel,
+    draft: LanguageModel | None,
+    texts: Sequence[Tensor],  # B tensors (length,)
+    branching: Tensor,  # (B, L)
+    *,
+    scheme: Scheme = "with_replacement",
+    processing: Processing = Processing(),
+    draft_processing: Processing | None = None,
+    generator: torch.Generator | None = None,
+) -> DraftTree:
+    """Draw one tree below each text, and score all of its nodes in one call of the target.
+
+    Args:
+        target, draft: models over one vocabulary; the draft may be None where no drafts are wanted.
+        texts: tokens so far.
+        branching: see `branching_matrix`.
+        scheme: how drafts are drawn, that of the verification.
+        processing: how the target's logits become a law.
+        draft_processing: the same for the draft's; as the target's when None.
+        generator: of the draws.
+    """
+
+    def law(tree: DraftTree, nodes: Tensor) -> Tensor:
+        assert draft is not None
+        return (draft_processing or processing)(tree_logits(draft, texts, tree, nodes))
+
+    tree = draft_tree(law, branching, target.vocab_size, scheme=scheme, generator=generator)
+    every = torch.arange(len(tree), device=branching.device)
+    return tree.scored(processing(tree_logits(target, texts, tree, every)))
 
 
 def _read_prompts(prompts: Sequence[Tensor] | Tensor, vocab_size: int) -> list[Tensor]:

@@ -227,9 +227,13 @@ def draft_tuples(
         return tuples, q[..., tuples].prod(-1)
     check_support(q, k)
     tuples = tuples[(tuples.sort(-1).values.diff(dim=-1) > 0).all(-1)]
-    each = q[..., tuples]
-    left = 1 - (each.cumsum(-1) - each)
-    return tuples, torch.where(each > 0, each / left, 0).prod(-1)
+    weights = torch.ones_like(q[..., tuples[:, 0]])
+    for j in range(k):
+        # summed, as 1 less what was drawn would lose the digits of small probabilities
+        left = torch.where(member(tuples[:, :j], vocab_size), 0, q.unsqueeze(-2)).sum(-1)
+        each = q[..., tuples[:, j]]
+        weights = weights * torch.where(each > 0, each / left, 0)
+    return tuples, weights
 
 
 def check_support(q: Tensor, k: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..._inputs import is_count
 from ...errors import refuse
 from .laws import Scheme, check_scheme, sample_drafts
 
@@ -148,21 +149,17 @@ def delayed(num_drafts: int, trunk_length: int, branch_length: int) -> tuple[int
     return (1,) * trunk_length + ((num_drafts,) + (1,) * (branch_length - 1) if branch_length else ())
 
 
-def branching_matrix(branching: Sequence[int] | Sequence[Sequence[int]], n_prompts: int) -> Tensor:  # (B, L)
-    """One branching for all prompts, or one for each, as a matrix padded with 0.
+def branching_matrix(branching: Sequence[Sequence[int]]) -> Tensor:  # (B, L)
+    """The branching of each prompt as a matrix, padded with 0.
 
     Raises:
-        InvalidInput: another number of branchings than prompts, or entries that are no positive integers.
+        InvalidInput: entries that are no positive integers.
     """
-    rows = [tuple(row) if isinstance(row, Sequence) else (row,) for row in branching]
-    if all(isinstance(row, int) for row in branching):
-        rows = [tuple(row[0] for row in rows)] * n_prompts
-    if len(rows) != n_prompts:
-        refuse("branching", f"one, or one for each of {n_prompts} prompts", f"{len(rows)}")
-    if not all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for row in rows for k in row):
+    if not all(is_count(k) for row in branching for k in row):
         refuse("branching", "positive integers, one a level", repr(branching))
-    length = max(map(len, rows), default=0)
-    return torch.tensor([row + (0,) * (length - len(row)) for row in rows], dtype=torch.long).reshape(n_prompts, length)
+    length = max(map(len, branching), default=0)
+    rows = [[*row, *[0] * (length - len(row))] for row in branching]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
 
 
 def draft_tree(
@@ -194,7 +191,7 @@ def draft_tree(
     Example:
         >>> import torch
         >>> law = lambda tree, nodes: torch.tensor([[0.5, 0.5]], dtype=torch.float64).expand(len(nodes), 2)
-        >>> tree = draft_tree(law, branching_matrix([3, 1], 1), 2, generator=torch.Generator().manual_seed(0))
+        >>> tree = draft_tree(law, branching_matrix([[3, 1]]), 2, generator=torch.Generator().manual_seed(0))
         >>> tree.tokens, tree.multiplicity
         (tensor([-1,  0,  1,  1,  0]), tensor([1, 1, 2, 1, 2]))
     """
