@@ -132,7 +132,7 @@ class Traversal(Verification):
     Args:
         replacement: whether the drafts of a node are drawn with replacement.
 
-    Reference: Weng, Mei, Hu & Sun (2025), Traversal verification for speculative tree decoding, arXiv 2505.12398; for
+    Reference: Weng et al. (2025), Traversal verification for speculative tree decoding, arXiv 2505.12398; for
     a single path, Sun et al. (2024), Block verification accelerates speculative decoding, arXiv 2403.10444.
     """
 
