@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from brenier.systems.decoding import tree as trees
-from brenier.systems.decoding.laws import without
+from brenier.systems.decoding.laws import sample_drafts, without
 from brenier.systems.decoding.tree import DraftTree, branching_matrix, draft_tree
 
 
@@ -23,14 +23,14 @@ def random_laws(generator: torch.Generator, *shape: int, peak: float = 1.5, zero
 
 
 class World:
-    """Target and draft laws after every text of up to L tokens."""
+    """Target and draft laws after every text of up to L tokens; with `zeros` the target never writes some."""
 
     def __init__(self, seed: int, vocab_size: int = 3, length: int = 2, zeros: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.vocab_size, self.length = vocab_size, length
         n = (vocab_size + 1) ** length
         self.p = random_laws(generator, n, vocab_size, zeros=zeros)
-        self.q = random_laws(generator, n, vocab_size, zeros=zeros)
+        self.q = random_laws(generator, n, vocab_size)
 
     def code(self, paths: Tensor) -> Tensor:
         """The row of each text, which is padded with -1."""
@@ -84,6 +84,26 @@ def every_tree(world: World, branching: Sequence[int], scheme: str, monkeypatch)
     return world.scored(forest), forest.per_prompt(_log_probability(forest)).exp()
 
 
+def same_trees(world: World, branching: Sequence[int], scheme: str, n: int, monkeypatch) -> tuple[DraftTree, Tensor]:
+    """One tree for each of n prompts, and the place that each node has in its own tree."""
+
+    def repeated(q, k, scheme, generator):
+        rows = len(q) // n
+        return sample_drafts(q[:rows], k[:rows], scheme, generator).repeat(n, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trees, "sample_drafts", repeated)
+        generator = torch.Generator().manual_seed(1)
+        matrix = branching_matrix([branching] * n)
+        tree = draft_tree(world.law, matrix, world.vocab_size, scheme=scheme, generator=generator)
+    own, begin = [], 0
+    for nodes in tree.levels:
+        size = len(nodes) // n
+        own.append(begin + torch.arange(size).repeat(n))
+        begin += size
+    return world.scored(tree), torch.cat(own)
+
+
 def _log_probability(tree: DraftTree) -> Tensor:
     """The logarithm of the probability of the drafts of each node."""
     out = torch.zeros(len(tree), dtype=torch.float64)
@@ -121,4 +141,4 @@ def output_law(world: World, tree: DraftTree, chance: Tensor, outcomes: Tensor) 
     return written, world.probability(texts)
 
 
-__all__ = ["World", "every_tree", "output_law", "random_laws"]
+__all__ = ["World", "every_tree", "output_law", "random_laws", "same_trees"]

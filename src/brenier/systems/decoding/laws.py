@@ -101,10 +101,10 @@ def read_laws(
     if p.device != q.device:
         refuse("p and q", "tensors on one device", f"{p.device} and {q.device}")
     try:
-        p, q = torch.broadcast_tensors(p.double(), q.double())
+        shape = torch.broadcast_shapes(p.shape, q.shape)
     except RuntimeError:
         refuse("p and q", "batch axes that broadcast", f"shapes {tuple(p.shape)} and {tuple(q.shape)}")
-    return _normalised(p, "p"), _normalised(q, "q")
+    return _normalised(p.double(), "p").expand(shape), _normalised(q.double(), "q").expand(shape)
 
 
 def _normalised(p: Tensor, name: str) -> Tensor:
