@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 
 from brenier.systems.decoding import tree as trees
@@ -141,4 +142,17 @@ def output_law(world: World, tree: DraftTree, chance: Tensor, outcomes: Tensor) 
     return written, world.probability(texts)
 
 
-__all__ = ["World", "every_tree", "output_law", "random_laws", "same_trees"]
+def fit(counts: Tensor, law: Tensor) -> float:
+    """The p-value of the chi-square test that counts follow a law; rare outcomes are counted together."""
+    total = counts.sum()
+    often = total * law > 4
+    pairs = [counts[often].double(), counts[~often].sum().double().unsqueeze(0)]
+    means = [total * law[often], total * law[~often].sum().unsqueeze(0)]
+    observed, expected = torch.cat(pairs), torch.cat(means)
+    some = expected > 1e-9
+    assert observed[~some].sum() == 0
+    observed, expected = observed[some], expected[some]
+    return chisquare(observed, expected * observed.sum() / expected.sum()).pvalue if len(observed) > 1 else 1.0
+
+
+__all__ = ["World", "every_tree", "fit", "output_law", "random_laws", "same_trees"]

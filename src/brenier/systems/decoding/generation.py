@@ -175,15 +175,18 @@ class Decoder:
         Raises:
             InvalidInput: no prompts, tokens that are none, or max_new_tokens < 1.
         """
-        blocks = []
+        blocks: list[BlockEvent] = []
+        parts: dict[int, list[Tensor]] = {}
+        reasons: dict[int, str] = {}
         for block in self.stream(prompts, max_new_tokens, generator=generator):
             blocks.append(block)
+            parts.setdefault(block.prompt, []).append(block.tokens)
+            if block.finish_reason is not None:
+                reasons[block.prompt] = block.finish_reason
             if streamer is not None:
                 streamer(block)
-        n_prompts = 1 + max(block.prompt for block in blocks)
-        tokens = [torch.cat([block.tokens for block in blocks if block.prompt == b]) for b in range(n_prompts)]
-        reasons = {block.prompt: block.finish_reason for block in blocks if block.finish_reason}
-        return GenerationResult(tokens, [reasons[b] for b in range(n_prompts)], blocks)
+        prompt_order = range(len(parts))
+        return GenerationResult([torch.cat(parts[b]) for b in prompt_order], [reasons[b] for b in prompt_order], blocks)
 
     def stream(
         self,
@@ -196,14 +199,14 @@ class Decoder:
         texts = _read_prompts(prompts, self.target.vocab_size)
         if not is_count(max_new_tokens):
             refuse("max_new_tokens", "a positive integer", repr(max_new_tokens))
-        begin = [len(text) for text in texts]
+        written: list[list[int]] = [[] for _ in texts]
         going = list(range(len(texts)))
         round = 0
         while going:
             now = [texts[b] for b in going]
             wanted = self._levels(now)
             # the last token is never a draft
-            room = max_new_tokens - 1 - min(len(texts[b]) - begin[b] for b in going)
+            room = max_new_tokens - 1 - min(len(written[b]) for b in going)
             tree = scored_tree(
                 self.target,
                 self.draft,
@@ -215,19 +218,21 @@ class Decoder:
                 generator=generator,
             )
             outcome = self._verification.verify(tree, generator)
-            nodes = tree.per_prompt(torch.ones_like(tree.tokens)) - 1
-            drafted = (tree.branching > 0).sum(1)
+            paths, tokens = tree.paths[outcome.node].tolist(), outcome.token.tolist()
+            accepted = tree.depth[outcome.node].tolist()
+            drafted = (tree.branching > 0).sum(1).tolist()
+            nodes = (tree.per_prompt(torch.ones_like(tree.tokens)) - 1).tolist()
             still = []
             for row, b in enumerate(going):
-                accepted = int(tree.depth[outcome.node[row]])
-                block = torch.cat([tree.paths[outcome.node[row], :accepted], outcome.token[row : row + 1]])
-                kept, reason = self._cut(texts[b][begin[b] :].tolist(), block.tolist(), max_new_tokens)
+                block = [*paths[row][: accepted[row]], tokens[row]]
+                kept, reason = self._cut(written[b], block, max_new_tokens)
                 shortened = kept < len(block) or room < wanted.shape[1]
-                texts[b] = torch.cat([texts[b], block[:kept]])
+                new = texts[b].new_tensor(block[:kept])
+                written[b] += block[:kept]
+                texts[b] = torch.cat([texts[b], new])
                 if reason is None:
                     still.append(b)
-                counts = accepted, int(drafted[row]), int(nodes[row])
-                yield BlockEvent(round, b, block[:kept], *counts, reason, shortened)
+                yield BlockEvent(round, b, new, accepted[row], drafted[row], nodes[row], reason, shortened)
             going = still
             round += 1
 
