@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from worlds import fit, random_laws
+from worlds import Markov, fit
 
 from brenier import InvalidInput
 from brenier.systems.decoding.generation import Decoder
@@ -15,22 +15,6 @@ from brenier.systems.decoding.laws import Processing
 from brenier.systems.decoding.models import NGramLM
 from brenier.systems.decoding.selectors import ExactSelector
 from brenier.systems.decoding.verification import _METHODS
-
-
-class Markov:
-    """The next token depends on the last one."""
-
-    def __init__(self, seed, vocab_size=3, peak=1.5):
-        self.vocab_size = vocab_size
-        self.table = random_laws(torch.Generator().manual_seed(seed), vocab_size, vocab_size, peak=peak).log()
-
-    def logits(self, contexts):
-        return self.table[torch.stack([context[-1] for context in contexts])]
-
-    def tree_logits(self, contexts, tree, nodes):
-        last = torch.stack([context[-1] for context in contexts])
-        tokens = tree.tokens[nodes]
-        return self.table[torch.where(tokens < 0, last[tree.prompt[nodes]], tokens)]
 
 
 def law_of_texts(table, start, length):

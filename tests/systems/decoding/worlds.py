@@ -58,6 +58,24 @@ class World:
         return out
 
 
+class Markov:
+    """A language model whose next token depends on the last one."""
+
+    def __init__(self, seed: int, vocab_size: int = 3, peak: float = 1.5) -> None:
+        self.vocab_size = vocab_size
+        self.table = random_laws(torch.Generator().manual_seed(seed), vocab_size, vocab_size, peak=peak).log()
+
+    def logits(self, contexts: Sequence[Tensor]) -> Tensor:
+        """Logits after contexts."""
+        return self.table[torch.stack([context[-1] for context in contexts])]
+
+    def tree_logits(self, contexts: Sequence[Tensor], tree: DraftTree, nodes: Tensor) -> Tensor:
+        """Logits after nodes of a tree."""
+        last = torch.stack([context[-1] for context in contexts])
+        tokens = tree.tokens[nodes]
+        return self.table[torch.where(tokens < 0, last[tree.prompt[nodes]], tokens)]
+
+
 def every_tree(world: World, branching: Sequence[int], scheme: str, monkeypatch) -> tuple[DraftTree, Tensor]:
     """A forest with one prompt for every outcome of the draws, and the probability of each."""
     if scheme == "with_replacement":
@@ -155,4 +173,4 @@ def fit(counts: Tensor, law: Tensor) -> float:
     return chisquare(observed, expected * observed.sum() / expected.sum()).pvalue if len(observed) > 1 else 1.0
 
 
-__all__ = ["World", "every_tree", "fit", "output_law", "random_laws", "same_trees"]
+__all__ = ["Markov", "World", "every_tree", "fit", "output_law", "random_laws", "same_trees"]
