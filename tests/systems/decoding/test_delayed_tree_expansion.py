@@ -45,7 +45,9 @@ def test_estimates_are_what_a_decoder_measures(method, generator):
     target, draft = Markov(0), Markov(1)
     action = Action(3, 1, 2)
     contexts = [torch.tensor([0])] * 400
-    estimate = block_efficiencies(target, draft, contexts, [action, Action(1, 0, 0)], method=method, generator=generator)
+    estimate = block_efficiencies(
+        target, draft, contexts, [action, Action(1, 0, 0)], method=method, generator=generator
+    )
     assert bool((estimate[:, 1] == 1).all())
     # the first block of each of as many prompts
     decoder = Decoder(target, draft, method, action.branching)
@@ -95,7 +97,9 @@ def test_a_loss_of_the_base_is_nothing_and_of_the_best_less(generator):
     gain = efficiencies.max(1).values / efficiencies[:, 1]
     assert float(throughput_loss(best, efficiencies, seconds, 1)) == pytest.approx(-float(gain.log().mean()), abs=1e-5)
     worst = sure.scatter(1, efficiencies.argmin(1, keepdim=True), 50.0)
-    assert throughput_loss(worst, efficiencies, seconds, 1) > throughput_loss(worst, efficiencies, seconds, 1, tail_weight=0)
+    assert throughput_loss(worst, efficiencies, seconds, 1) > throughput_loss(
+        worst, efficiencies, seconds, 1, tail_weight=0
+    )
 
 
 def test_a_selector_learns_which_contexts_need_which_action(generator):
@@ -109,7 +113,14 @@ def test_a_selector_learns_which_contexts_need_which_action(generator):
     torch.random.set_rng_state(before)
     assert selector.select(scalars, state) == [actions[0]] * 200
     losses = train_selector(
-        selector, scalars, efficiencies, torch.ones(200, 3), hidden=(state,), epochs=40, batch_size=64, generator=generator
+        selector,
+        scalars,
+        efficiencies,
+        torch.ones(200, 3),
+        hidden=(state,),
+        epochs=40,
+        batch_size=64,
+        generator=generator,
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert losses[-1] < losses[0]

@@ -32,9 +32,7 @@ def test_texts_have_the_law_of_the_target(method):
         rule, branching = method, (1, 1) if method == "block" else (2, 1)
     decoder = Decoder(target, draft, rule, branching)
     n, length = 1500, 3
-    out = decoder.generate(
-        [torch.tensor([1])] * n, length, generator=torch.Generator().manual_seed(hash_of(method))
-    )
+    out = decoder.generate([torch.tensor([1])] * n, length, generator=torch.Generator().manual_seed(hash_of(method)))
     texts, law = law_of_texts(target.table.exp(), 1, length)
     written = torch.stack(out.tokens)
     counts = (written.unsqueeze(1) == texts).all(-1).sum(0)
@@ -62,9 +60,7 @@ def test_the_law_is_that_of_the_processed_target():
 
 def test_a_long_text_has_the_transitions_of_the_target(generator):
     target, draft = Markov(4, 5), Markov(5, 5)
-    out = Decoder(target, draft, "traversal", (3, 1, 1)).generate(
-        [torch.tensor([0])] * 20, 300, generator=generator
-    )
+    out = Decoder(target, draft, "traversal", (3, 1, 1)).generate([torch.tensor([0])] * 20, 300, generator=generator)
     pairs = torch.cat([5 * torch.cat([torch.tensor([0]), text[:-1]]) + text for text in out.tokens])
     counts = torch.bincount(pairs, minlength=25).reshape(5, 5)
     for row, law in zip(counts, target.table.exp()):

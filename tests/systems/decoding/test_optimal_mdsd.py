@@ -12,7 +12,14 @@ from worlds import random_laws
 
 from brenier import InvalidInput
 from brenier.systems.decoding.laws import draft_tuples
-from brenier.systems.decoding.optimal_mdsd import _after, _race, _two_distinct, draft_sets, membership_ot, otm_acceptance
+from brenier.systems.decoding.optimal_mdsd import (
+    _after,
+    _race,
+    _two_distinct,
+    draft_sets,
+    membership_ot,
+    otm_acceptance,
+)
 
 SCHEMES = ["with_replacement", "without_replacement"]
 
@@ -90,9 +97,7 @@ def test_arrival_times_where_few_tokens_have_all_the_mass():
 
 def test_race_and_closed_form_agree_on_a_large_vocabulary(generator):
     q = random_laws(generator, 2, 2000, peak=4.0)
-    torch.testing.assert_close(
-        _race(q, _after(q), 2), _two_distinct(q, q.cumsum(-1), _after(q)), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(_race(q, _after(q), 2), _two_distinct(q, q.cumsum(-1), _after(q)), rtol=0, atol=1e-12)
 
 
 def test_known_values_and_order(generator):

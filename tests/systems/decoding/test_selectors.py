@@ -73,7 +73,7 @@ def test_equal_and_disjoint_laws(rule, generator):
     torch.testing.assert_close(law, p, rtol=0, atol=1e-12)
     if not isinstance(rule, NSSSelector):
         assert rate == pytest.approx(1, abs=1e-12)
-    left, right = torch.tensor([0.4, 0.6, 0, 0]).double(), torch.tensor([0, 0, 0.5, 0.5]).double()
+    left, right = torch.tensor([[0.4, 0.6, 0, 0], [0, 0, 0.5, 0.5]], dtype=torch.float64)
     law, rate = averaged(rule, left, right, 2)
     torch.testing.assert_close(law, left, rtol=0, atol=1e-12)
     assert rate == pytest.approx(0, abs=1e-12)
@@ -157,7 +157,7 @@ def test_averaged_rates_are_near_the_closed_forms(generator):
 def test_greedy_drafts_where_nothing_is_left(generator):
     """q on fewer tokens than drafts: all are known, and what is emitted still has the law p."""
     p = random_laws(generator, 4)
-    q = torch.tensor([0.0, 0.7, 0.3, 0.0]).double()
+    q = torch.tensor([0.0, 0.7, 0.3, 0.0], dtype=torch.float64)
     drafts = sample_drafts(q, 4, "greedy", generator)
     assert drafts.tolist() == [1, 2, -1, -1]
     torch.testing.assert_close(GreedySelector().branching(p, q, drafts), p, rtol=0, atol=1e-14)
@@ -166,7 +166,7 @@ def test_greedy_drafts_where_nothing_is_left(generator):
 
 def test_refusals(generator):
     p = torch.tensor([0.5, 0.5, 0.0])
-    with pytest.raises(InvalidInput, match="drafts: expected tokens that q can draw, got one with q = 0.*top-p"):
+    with pytest.raises(InvalidInput, match=r"drafts: expected tokens that q can draw, got one with q = 0.*top-p"):
         KSeqSelector().branching(p, p, torch.tensor([0, 2]))
     with pytest.raises(InvalidInput, match=r"drafts: expected tokens 0\.\.2, or -1 for none, got 0\.\.3"):
         KSeqSelector().sample(p, p, torch.tensor([0, 3]))

@@ -1,7 +1,7 @@
 r"""Delayed tree expansion: draft one path first, and branch where draft and target begin to differ.
 
-A tree of K paths from the root spends its budget where the draft is still good. An *action* (K, L1, L2) draws a trunk of
-L1 tokens and K paths of L2 from its end. What an action is worth at a context is the expected length of its block over
+A tree of K paths from the root spends its budget where the draft is still good. An *action* (K, L1, L2) draws a trunk
+of L1 tokens and K paths of L2 from its end. What an action is worth at a context is the expected length of its block over
 its time,
 
     T(l, a) = sum_{j<L1} t_q(l + j) + sum_{j<L2} t_q(l + L1 + jK) + t_p(l + L1 + K L2),
@@ -71,8 +71,8 @@ def all_actions(max_drafts: int = 4, max_trunk: int = 8, max_branch: int = 8) ->
     """The different actions within these bounds.
 
     Example:
-        >>> all_actions(2, 1, 1)[:2], len(all_actions())
-        ([Action(num_drafts=1, trunk_length=0, branch_length=0), Action(num_drafts=1, trunk_length=1, branch_length=0)], 233)
+        >>> all_actions(2, 1, 1)[-1], len(all_actions())
+        (Action(num_drafts=2, trunk_length=1, branch_length=1), 233)
     """
     grid = (
         Action(k, trunk, branch)
@@ -301,8 +301,8 @@ def throughput_loss(
 ) -> Tensor:  # ()
     r"""The loss of a choice of actions: its throughput beside that of a static choice, with a price on bad losers.
 
-        mean(-log R) + tail_weight * mean over the worst share `tail` of the batch of (1 - R)_+^2,
-        R = (sum_a pi_a E_a / sum_a pi_a T_a) / (E_base / T_base),   pi = softmax(logits).
+    mean(-log R) + tail_weight * mean over the worst share `tail` of the batch of (1 - R)_+^2,
+    R = (sum_a pi_a E_a / sum_a pi_a T_a) / (E_base / T_base),   pi = softmax(logits).
     """
     pi = logits.softmax(-1)
     ratio = (pi * efficiencies).sum(-1) / (pi * seconds).sum(-1) * seconds[:, base] / efficiencies[:, base]

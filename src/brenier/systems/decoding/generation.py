@@ -81,7 +81,7 @@ class GenerationResult:
 
     @property
     def block_efficiency(self) -> float:
-        """Mean tokens for a prompt and a call of the target, the added one included; NaN if all blocks are shortened."""
+        """Mean tokens for a prompt and a call of the target, the added one included; NaN if all are shortened."""
         return float(self.block_lengths.double().mean()) if len(self.block_lengths) else float("nan")
 
     @property

@@ -17,7 +17,17 @@ from torch.nn.functional import pad
 from ..._inputs import check_finite, float_tensor, is_count, is_real
 from ...errors import refuse
 
-__all__ = ["Processing", "Scheme", "check_scheme", "draft_tuples", "draw", "member", "read_laws", "sample_drafts", "without"]
+__all__ = [
+    "Processing",
+    "Scheme",
+    "check_scheme",
+    "draft_tuples",
+    "draw",
+    "member",
+    "read_laws",
+    "sample_drafts",
+    "without",
+]
 
 Scheme = Literal["with_replacement", "without_replacement", "greedy"]
 
@@ -76,7 +86,7 @@ class Processing:
         p = ((z - highest) / self.temperature).softmax(-1)
         if (self.top_k is None or self.top_k >= p.shape[-1]) and self.top_p == 1:
             return p
-        ordered, order = p.sort(-1, descending=True, stable=True)
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
         if self.top_k is not None:
             ordered[..., self.top_k :] = 0
         if self.top_p < 1:
@@ -221,7 +231,12 @@ def draft_tuples(
     if scheme == "greedy":
         refuse("scheme", "'with_replacement' or 'without_replacement'", "'greedy', whose tuples differ from row to row")
     if vocab_size**k > max_states:
-        refuse("k", f"at most {max_states} tuples of drafts", f"{vocab_size}^{k}", "Truncate the vocabulary, or use the dual.")
+        refuse(
+            "k",
+            f"at most {max_states} tuples of drafts",
+            f"{vocab_size}^{k}",
+            "Truncate the vocabulary, or use the dual.",
+        )
     tuples = torch.cartesian_prod(*[torch.arange(vocab_size, device=q.device)] * k).reshape(-1, k)
     if scheme == "with_replacement":
         return tuples, q[..., tuples].prod(-1)

@@ -1,7 +1,7 @@
 """The best acceptance rate of multi-draft speculative decoding, by duality, at any size of vocabulary.
 
-At a node of a draft tree, k drafts X are drawn from the draft's law q, and a token Y with the target's law p is emitted.
-The drafts are of use when Y is among them. How often that can be is a transport problem between the law of X and p with
+At a node of a draft tree, k drafts X are drawn from the draft's law q, and a token Y with the target's law p is
+emitted. The drafts are of use when Y is among them. How often that can be is a transport problem between the law of X and p with
 the cost 1{y not among x}; its dual is a minimum cut,
 
     alpha = 1 + min over sets H of tokens of p(H) - Pr(all drafts lie in H),
@@ -74,7 +74,12 @@ def membership_ot(
         >>> round(float(result.acceptance), 6)
         0.85
     """
-    if sets.dim() != 2 or sets.dtype != torch.bool or weights.shape[-1:] != sets.shape[:1] or p.shape[-1:] != sets.shape[1:]:
+    if (
+        sets.dim() != 2
+        or sets.dtype != torch.bool
+        or weights.shape[-1:] != sets.shape[:1]
+        or p.shape[-1:] != sets.shape[1:]
+    ):
         refuse(
             "sets",
             "truth values (S, V) for weights (*batch, S) and p (*batch, V)",
@@ -140,8 +145,8 @@ def otm_acceptance(
         InvalidInput: laws that are none, k < 1, an unknown option, without replacement k larger than the support of q.
 
     Complexity: O(V log V) a row with replacement, greedily, and without replacement for k = 2; without replacement for
-    larger k O(k^2 V) for each of some 100 arrival times, in blocks. There Pr(X in H) is an integral over the time t at which
-    the first token outside H would arrive if tokens arrived by independent exponential clocks with rates q,
+    larger k O(k^2 V) for each of some 100 arrival times, in blocks. There Pr(X in H) is an integral over the time t
+    at which the first token outside H would arrive if tokens arrived by independent exponential clocks with rates q,
 
         Pr(X in H) = 1 - int_0^inf q(H^c) e^{-t} sum_{m<k} e_m((e^{q_i t} - 1)_{i in H}) dt,
 
@@ -182,7 +187,7 @@ def _greedy(p: Tensor, q: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _cut(p: Tensor, q: Tensor, k: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The minimum over prefixes in the order of decreasing q/p."""
     ratio = torch.where(q > 0, q.log() - p.log(), -math.inf)
-    order = ratio.argsort(-1, descending=True, stable=True)
+    order = ratio.argsort(dim=-1, descending=True, stable=True)
     p, q = p.gather(-1, order), q.gather(-1, order)
     inside = q.cumsum(-1)
     if scheme == "with_replacement" or k == 1:

@@ -1,7 +1,7 @@
 """Draft trees: what a draft model proposes to write next, in many versions that share their beginnings.
 
-A tree is flat: tensors with one entry a node, parents before children, level after level. A root stands for a prompt, so
-that one tree holds the proposals for a batch of prompts. What the verification needs at a node is the tuple of tokens
+A tree is flat: tensors with one entry a node, parents before children, level after level. A root stands for a prompt,
+so that one tree holds the proposals for a batch of prompts. What the verification needs at a node is the tuple of tokens
 that were drawn there, in the order in which they were drawn and with duplicates; nodes for equal tokens are merged, and
 the target scores each of them once.
 """
@@ -193,7 +193,7 @@ def draft_tree(
         >>> law = lambda tree, nodes: torch.tensor([[0.5, 0.5]], dtype=torch.float64).expand(len(nodes), 2)
         >>> tree = draft_tree(law, branching_matrix([[3, 1]]), 2, generator=torch.Generator().manual_seed(0))
         >>> tree.tokens, tree.multiplicity
-        (tensor([-1,  0,  1,  1,  0]), tensor([1, 1, 2, 1, 2]))
+        (tensor([-1,  1,  0,  1,  1]), tensor([1, 2, 1, 2, 1]))
     """
     check_scheme(scheme)
     device = branching.device

@@ -161,7 +161,7 @@ class Traversal(Verification):
                 rest = (w.unsqueeze(1) * M - qs).clamp(min=0)
                 mass = rest.sum(1)
                 some = mass > _NOTHING
-                refused = mass + 1 - w
+                refused = mass + (1 - w)  # exactly the mass at the root, whose weight stays 1
                 # w = 1 and M = q: the child accepts surely, and what follows is never used
                 sure = refused <= _NOTHING
                 w = torch.where(on, torch.where(sure, 1, mass / torch.where(sure, 1, refused)), w)
