@@ -1,8 +1,8 @@
 r"""Delayed tree expansion: draft one path first, and branch where draft and target begin to differ.
 
 A tree of K paths from the root spends its budget where the draft is still good. An *action* (K, L1, L2) draws a trunk
-of L1 tokens and K paths of L2 from its end. What an action is worth at a context is the expected length of its block over
-its time,
+of L1 tokens and K paths of L2 from its end. What an action is worth at a context is the expected length of its block
+over its time,
 
     T(l, a) = sum_{j<L1} t_q(l + j) + sum_{j<L2} t_q(l + L1 + jK) + t_p(l + L1 + K L2),
 

@@ -19,7 +19,6 @@ from ...errors import refuse
 
 __all__ = [
     "Processing",
-    "Scheme",
     "check_scheme",
     "draft_tuples",
     "draw",

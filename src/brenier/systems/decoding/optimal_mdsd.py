@@ -1,8 +1,8 @@
 """The best acceptance rate of multi-draft speculative decoding, by duality, at any size of vocabulary.
 
 At a node of a draft tree, k drafts X are drawn from the draft's law q, and a token Y with the target's law p is
-emitted. The drafts are of use when Y is among them. How often that can be is a transport problem between the law of X and p with
-the cost 1{y not among x}; its dual is a minimum cut,
+written. The drafts are of use when Y is among them. How often that can be is a transport problem between the law of X
+and p with the cost 1{y not among x}; its dual is a minimum cut,
 
     alpha = 1 + min over sets H of tokens of p(H) - Pr(all drafts lie in H),
 

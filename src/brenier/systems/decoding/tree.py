@@ -1,9 +1,9 @@
 """Draft trees: what a draft model proposes to write next, in many versions that share their beginnings.
 
 A tree is flat: tensors with one entry a node, parents before children, level after level. A root stands for a prompt,
-so that one tree holds the proposals for a batch of prompts. What the verification needs at a node is the tuple of tokens
-that were drawn there, in the order in which they were drawn and with duplicates; nodes for equal tokens are merged, and
-the target scores each of them once.
+so that one tree holds the proposals for a batch of prompts. What the verification needs at a node is the tuple of
+tokens that were drawn there, in the order in which they were drawn and with duplicates; nodes for equal tokens are
+merged, and the target scores each of them once.
 """
 
 from __future__ import annotations
