@@ -11,6 +11,8 @@ from scipy.optimize import linprog
 from worlds import random_laws
 
 from brenier import InvalidInput
+from brenier.experiments import start
+from brenier.systems.catalogue import find
 from brenier.systems.decoding.laws import draft_tuples
 from brenier.systems.decoding.optimal_mdsd import (
     _after,
@@ -158,3 +160,14 @@ def test_refusals():
         otm_acceptance(p, p, 3, "sorted")
     with pytest.raises(InvalidInput, match=r"sets: expected truth values \(S, V\)"):
         membership_ot(p, torch.ones(2, 2, dtype=torch.bool), torch.ones(2) / 2)
+
+
+def test_on_the_shelf():
+    assert find("optimal-mdsd").on_shelf
+
+
+@pytest.mark.slow
+def test_smoke_measures_every_claim():
+    report = start("optimal-mdsd", "smoke")
+    assert [claim.sentence[:3] for claim in report.claims] == ["(A)"] * 5 + ["(B)"] * 8 + ["(C)"] * 2 + ["(D)"]
+    assert all(table.rows for table in report.tables)
