@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BENCH := .venv-bench
 
-.PHONY: demo test lint docs bench bench-exact bench-assignment bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank smoke sanitize pure clean
+.PHONY: demo test lint docs bench bench-exact bench-assignment bench-kernels bench-entropic bench-quick bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank bench-decoding smoke sanitize pure clean
 
 demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT, write report/index.html
 	$(BIN)/brenier demo
@@ -29,7 +29,7 @@ docs: $(VENV)/.docs ## The documentation, gallery executed, warnings are errors
 smoke: $(VENV)/.experiments ## The smoke preset of every system on the shelf
 	$(BIN)/python benchmarks/smoke.py
 
-bench: bench-exact bench-assignment bench-kernels bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
+bench: bench-exact bench-assignment bench-kernels bench-tiny bench-batches bench-large bench-sliced bench-barycentres bench-low-rank bench-decoding bench-entropic ## Against other libraries; keep the machine quiet, it takes hours
 
 bench-exact: $(BENCH)/.bench ## What is in build/bench/exact.jsonl does not run again
 	$(BENCH)/bin/python benchmarks/exact.py
@@ -61,6 +61,9 @@ bench-large: $(BENCH)/.bench ## 100,000 and 1,000,000 points in three dimensions
 bench-low-rank: $(BENCH)/.bench ## Plans of low rank, and bijections
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/lowrank.py
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/bijection.py
+
+bench-decoding: $(BENCH)/.bench ## Bounds, rules and verification of draft trees, under a minute
+	$(BENCH)/bin/python benchmarks/decoding.py
 
 bench-sliced: $(BENCH)/.bench ## The line, the circle and slices, under a minute
 	$(BENCH)/bin/python benchmarks/sliced.py

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.stats import chi2_contingency
@@ -169,7 +170,8 @@ def _law(parts: _Run, pair: Pair) -> None:
     prompts = pair.prompts(config.tokens // length, generator)
     counts = []
     for plain in (True, False):
-        sampler = speculative_sampler(pair.target, pair.draft, **({"branching": ()} if plain else {}))
+        options: dict[str, Any] = {"branching": ()} if plain else {}
+        sampler = speculative_sampler(pair.target, pair.draft, **options)
         written = []
         for begin in range(0, len(prompts), 250):
             out = sampler.generate(prompts[begin : begin + 250], length, generator=generator)
