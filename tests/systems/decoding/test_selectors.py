@@ -67,6 +67,19 @@ def test_the_emitted_token_has_the_law_of_the_target(rule, k, generator):
 
 
 @each_rule
+@pytest.mark.parametrize("peak", [5, 30, 60])
+def test_laws_with_all_their_mass_on_one_token_and_laws_that_nearly_agree(rule, peak, generator):
+    qs = random_laws(generator, 3, 5, peak=peak)
+    nearly = qs * (1 + 1e-9 * torch.randn(3, 5, dtype=torch.float64, generator=generator))
+    for ps in (random_laws(generator, 3, 5, peak=peak), nearly / nearly.sum(-1, keepdim=True)):
+        for p, q in zip(ps, qs):
+            law, rate = averaged(rule, p, q, 3)
+            torch.testing.assert_close(law, p, rtol=0, atol=1e-13)
+            assert float(rule.acceptance_rate(p, q, 3)) == pytest.approx(rate, abs=1e-13)
+            assert rate <= float(otm_acceptance(p, q, 3, rule.scheme)) + 1e-13
+
+
+@each_rule
 def test_equal_and_disjoint_laws(rule, generator):
     p = random_laws(generator, 5)
     law, rate = averaged(rule, p, p, 2)
