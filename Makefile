@@ -64,6 +64,9 @@ bench-low-rank: $(BENCH)/.bench ## Plans of low rank, and bijections
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/lowrank.py
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/bijection.py
 
+bench-decoding: $(BENCH)/.bench ## Bounds, rules and verification of draft trees, under a minute
+	$(BENCH)/bin/python benchmarks/decoding.py
+
 bench-sliced: $(BENCH)/.bench ## The line, the circle and slices, under a minute
 	$(BENCH)/bin/python benchmarks/sliced.py
 

@@ -217,6 +217,14 @@ def test_flow_cytometry_wells(load_or_skip: Load) -> None:
     np.testing.assert_allclose(red["CFP-A4"], 28.8257170)
 
 
+def test_python_topics() -> None:
+    got = data.python_topics()
+    assert list(got) == sorted(got)
+    assert 60 <= len(got) <= 120
+    assert 300_000 < sum(map(len, got.values())) < 900_000
+    assert "lambda" in got
+
+
 def test_digits() -> None:
     pytest.importorskip("sklearn")
     got = data.digits()

@@ -35,6 +35,7 @@ from ._registry import list_datasets as list_datasets
 from ._speech import Utterances as Utterances
 from ._speech import japanese_vowels as japanese_vowels
 from ._speech import read_ts as read_ts
+from ._text import python_topics as python_topics
 
 __all__ = [
     "ColourPhotographs",
@@ -64,6 +65,7 @@ __all__ = [
     "list_datasets",
     "photographs",
     "preprocess_cytometry",
+    "python_topics",
     "read_fcs",
     "read_idx",
     "read_ts",

@@ -1,0 +1,469 @@
+r"""Rules that select the token to emit at a node of a draft tree, given the drafts that were drawn there.
+
+p is the target's law at the node, q the draft's, X = (X_1..X_k) the drafts. A rule is a coupling of X and the emitted
+token Y, and what defines it is its *branching law* Pr(Y = t | X): it is valid when, averaged over X, that is p. All
+rules here are valid for every p and q, so that no choice of rule, drafts or tree changes what is written; they differ
+in how often Y is one of the drafts, the acceptance rate.
+
+Every rule is batched over nodes with different numbers of drafts, computes in float64, and costs O(k V) a node. A node
+without drafts emits a token with law p.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..._inputs import is_count
+from ...errors import refuse
+from .laws import Scheme, draft_tuples, draw, member, read_laws, sample_drafts, without
+from .optimal_mdsd import draft_sets, membership_ot, otm_acceptance
+
+__all__ = [
+    "ExactSelector",
+    "GreedySelector",
+    "KSeqSelector",
+    "NSSSelector",
+    "NaiveSelector",
+    "Selection",
+    "SpecInferSelector",
+    "TokenSelector",
+    "kseq_division_factor",
+]
+
+_NOTHING = 1e-14  # a residual of less mass is rounding, and what led to it accepts surely
+_ENUMERATED = 4096  # tuples of drafts up to which rates are sums and not averages
+
+
+class Selection(NamedTuple):
+    """Emitted tokens, and which draft each one equals."""
+
+    token: Tensor  # (*batch,)
+    index: Tensor  # type: ignore[assignment]  # (*batch,), position of the first draft that is this token; -1 if none is
+
+
+class TokenSelector(ABC):
+    """A rule of selection; subclasses define `_branching` in float64, and `_rate` where the rate has a closed form."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the drafts must be drawn for the rule to be valid, see `sample_drafts`."""
+        return "with_replacement"
+
+    @abstractmethod
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        """The branching law for laws that were checked."""
+
+    def branching(
+        self,
+        p: Tensor,  # (*batch, V)
+        q: Tensor,  # (*batch, V)
+        drafts: Tensor,  # (*batch, k), padded with -1 at the end
+    ) -> Tensor:  # (*batch, V)
+        """Pr(Y = t | drafts), exactly.
+
+        Raises:
+            InvalidInput: laws that are none, drafts that are no tokens, or that q cannot draw.
+        """
+        return self._branching(*_read(p, q, drafts)).to(p.dtype)
+
+    def sample(
+        self,
+        p: Tensor,  # (*batch, V)
+        q: Tensor,  # (*batch, V)
+        drafts: Tensor,  # (*batch, k), padded with -1 at the end
+        generator: torch.Generator | None = None,
+    ) -> Selection:
+        """Draw the token to emit from the branching law.
+
+        Raises:
+            InvalidInput: as `branching`.
+        """
+        p, q, drafts = _read(p, q, drafts)
+        token = draw(self._branching(p, q, drafts), 1, generator)
+        equal = drafts == token
+        found = equal.any(-1)
+        if not drafts.shape[-1]:
+            return Selection(token.squeeze(-1), torch.full_like(token.squeeze(-1), -1))
+        return Selection(token.squeeze(-1), torch.where(found, equal.int().argmax(-1), -1))
+
+    def acceptance(
+        self,
+        p: Tensor,  # (*batch, V)
+        q: Tensor,  # (*batch, V)
+        drafts: Tensor,  # (*batch, k), padded with -1 at the end
+    ) -> Tensor:  # (*batch,)
+        """Pr(Y is among the drafts | drafts)."""
+        dtype = p.dtype
+        p, q, drafts = _read(p, q, drafts)
+        return (self._branching(p, q, drafts) * member(drafts, p.shape[-1])).sum(-1).to(dtype)
+
+    def acceptance_rate(
+        self,
+        p: Tensor,  # (*batch, V)
+        q: Tensor,  # (*batch, V)
+        k: int,
+        *,
+        draws: int = 1000,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # (*batch,)
+        """Pr(Y is among k drafts), over the drafts too.
+
+        A closed form where the rule has one. Otherwise the sum over all tuples of drafts of a tiny vocabulary, or the
+        average of `acceptance` over `draws` tuples, whose standard error is at most 1/(2 sqrt(draws)).
+
+        Raises:
+            InvalidInput: laws that are none, or k < 1.
+        """
+        if not is_count(k):
+            refuse("k", "a positive integer", repr(k))
+        dtype = p.dtype
+        p, q = read_laws(p, q)
+        rate = self._rate(p, q, k)
+        if rate is None and p.shape[-1] ** k <= _ENUMERATED and self.scheme != "greedy":
+            tuples, weights = draft_tuples(q, k, self.scheme)
+            shape = (*p.shape[:-1], len(tuples))
+            tuples = tuples.expand(*shape, k)
+            rows = p.unsqueeze(-2).expand(*shape, -1), q.unsqueeze(-2).expand(*shape, -1)
+            law = self._branching(*rows, tuples)
+            rate = (weights * (law * member(tuples, p.shape[-1])).sum(-1)).sum(-1)
+        elif rate is None:
+            rate = torch.zeros_like(p[..., 0])
+            for _ in range(draws):
+                drafts = sample_drafts(q, k, self.scheme, generator)
+                rate += (self._branching(p, q, drafts) * member(drafts, p.shape[-1])).sum(-1) / draws
+        return rate.clamp(0, 1).to(dtype)
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor | None:
+        """The closed form of the acceptance rate."""
+        return None
+
+
+# -- what rules are made of ----------------------------------------------------------------------------------
+
+
+def _read(p: Tensor, q: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p, q = read_laws(p, q)
+    vocab_size = p.shape[-1]
+    if drafts.is_floating_point() or drafts.dtype == torch.bool or drafts.dim() == 0:
+        refuse("drafts", "integers (*batch, k)", f"{drafts.dtype} {tuple(drafts.shape)}")
+    shape = torch.broadcast_shapes(p.shape[:-1], drafts.shape[:-1])
+    p, q = (t.expand(*shape, vocab_size) for t in (p, q))
+    drafts = drafts.long().expand(*shape, drafts.shape[-1])
+    if drafts.numel() and not -1 <= int(drafts.min()) <= int(drafts.max()) < vocab_size:
+        refuse("drafts", f"tokens 0..{vocab_size - 1}, or -1 for none", f"{int(drafts.min())}..{int(drafts.max())}")
+    if bool(((drafts >= 0) & (_at(q, drafts) <= 0)).any()):
+        refuse(
+            "drafts",
+            "tokens that q can draw",
+            "one with q = 0",
+            "Give the law that they were drawn from, after temperature, top-k and top-p.",
+        )
+    return p, q, drafts
+
+
+def _at(p: Tensor, drafts: Tensor) -> Tensor:
+    return p.gather(-1, drafts.clamp(min=0))
+
+
+def _ratio(p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+    """min(1, p/q) at each draft; 0 where there is none."""
+    ratio = (_at(p, drafts) / _at(q, drafts)).clamp(max=1)
+    return torch.where(drafts >= 0, ratio.nan_to_num(0), 0)
+
+
+def _residual(r: Tensor, otherwise: Tensor) -> Tensor:
+    """The positive part of r as a law, or another law where it is nothing."""
+    r = r.clamp(min=0)
+    total = r.sum(-1, keepdim=True)
+    some = total > _NOTHING
+    return torch.where(some, r / torch.where(some, total, 1), otherwise)
+
+
+def _in_order(drafts: Tensor, accept: Tensor, residual: Tensor) -> Tensor:
+    """The law when drafts are tried in order, accepted with these probabilities, and else the residual is drawn."""
+    left = pad((1 - accept).cumprod(-1), (1, 0), value=1.0)
+    return (residual * left[..., -1:]).scatter_add(-1, drafts.clamp(min=0), accept * left[..., :-1])
+
+
+def _hit(q: Tensor, k: int | Tensor) -> Tensor:
+    """Pr(a token is among k independent draws), for each token: 1 - (1 - q)^k without loss of digits."""
+    k = torch.as_tensor(k, dtype=q.dtype, device=q.device)
+    return torch.where(k > 0, -torch.expm1(k * torch.log1p(-q.clamp(max=1))), 0)
+
+
+# -- rules ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NSSSelector(TokenSelector):
+    """Naive speculative sampling: draw Y from p, and see whether it is among the drafts.
+
+    Its rate is sum_t p_t (1 - (1 - q_t)^k). Valid for drafts drawn in any way.
+
+    Example:
+        >>> import torch
+        >>> p = torch.tensor([0.5, 0.5])
+        >>> float(NSSSelector().acceptance_rate(p, p, 2))
+        0.75
+    """
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        return p
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor:
+        return (p * _hit(q, k)).sum(-1)
+
+
+@dataclass(frozen=True)
+class NaiveSelector(TokenSelector):
+    r"""Single-draft speculative sampling: accept X_1 with probability min(1, p/q), else draw from r ∝ (p - q)_+.
+
+    For k = 1 it is the maximal coupling, with rate 1 - TV(p, q). With more drafts the residual token may be one of the
+    others, and the rate is sum min(p, q) + sum (p - q)_+ (1 - (1 - q)^(k-1)).
+
+    Reference: Leviathan, Kalman & Matias (2023), Fast inference from transformers via speculative decoding; Chen et
+    al. (2023), Accelerating large language model decoding with speculative sampling.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5])
+        >>> NaiveSelector().branching(p, q, torch.tensor([1]))
+        tensor([0.8000, 0.2000])
+    """
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        first = drafts[..., :1]
+        residual = _residual(p - q, p)
+        some = (first >= 0).any(-1, keepdim=True)
+        return _in_order(first, _ratio(p, q, first), torch.where(some, residual, p))
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor:
+        return (torch.minimum(p, q) + (p - q).clamp(min=0) * _hit(q, k - 1)).sum(-1)
+
+
+def kseq_division_factor(
+    p: Tensor,  # (*batch, V)
+    q: Tensor,  # (*batch, V)
+    k: int | Tensor,  # (*batch,)
+    tol: float = 1e-9,
+) -> Tensor:  # (*batch,)
+    """The smallest division factor rho with which K-SEQ is valid, from above by at most tol.
+
+    With beta(rho) = sum min(p/rho, q) it is the root in [1, k] of 1 - (1 - beta)^k = rho beta, by bisection.
+
+    Complexity: O(V log(k/tol)) a row.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+        >>> round(float(kseq_division_factor(p, q, 2)), 4)
+        1.5403
+    """
+    if not 0 < tol < 1:
+        refuse("tol", "a number between 0 and 1", repr(tol))
+    dtype = p.dtype
+    p, q = read_laws(p, q)
+    counts = torch.as_tensor(k, device=p.device)
+    if counts.numel() and bool((counts < 1).any()):
+        refuse("k", "positive integers", f"a minimum of {int(counts.min())}")
+    return _division_factor(p, q, counts.expand(p.shape[:-1]), tol).to(dtype)
+
+
+def _division_factor(p: Tensor, q: Tensor, k: Tensor, tol: float) -> Tensor:
+    k = k.clamp(min=1).to(p.dtype)
+    low, high = torch.ones_like(k), k.clone()
+    halvings = math.ceil(math.log2(max(float(k.max()) - 1, tol) / tol)) if k.numel() else 0
+    for _ in range(halvings):
+        rho = (low + high) / 2
+        beta = torch.minimum(p / rho.unsqueeze(-1), q).sum(-1)
+        valid = _hit(beta, k) <= rho * beta
+        wide = high - low > tol  # a row does not depend on the others
+        low, high = torch.where(wide & ~valid, rho, low), torch.where(wide & valid, rho, high)
+    return high  # the side on which the residual is nonnegative; exactly 1 for k = 1
+
+
+@dataclass(frozen=True)
+class KSeqSelector(TokenSelector):
+    r"""K-SEQ, the rule of SpecTr: accept each draft in turn with probability min(1, p/(rho q)).
+
+    rho is the smallest division factor that leaves a nonnegative residual p - gamma min(p/rho, q), with
+    gamma = (1 - (1 - beta)^k)/beta and beta = sum min(p/rho, q); the residual is drawn from when no draft is accepted.
+    Accepts with a probability of at least 1 - (1 - 1/k)^k > 1 - 1/e times the best of any rule.
+
+    Args:
+        tol: of the division factor, which is rounded up.
+
+    Reference: Sun, Suresh, Ro, Beirami, Jain & Yu (2023), SpecTr: fast speculative decoding via optimal transport.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+        >>> round(float(KSeqSelector().acceptance_rate(p, q, 2)), 4)
+        0.7081
+    """
+
+    tol: float = 1e-9
+
+    def _parts(self, p: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The division factor, the probability that a draft is accepted, and the residual."""
+        rho = _division_factor(p, q, k, self.tol).unsqueeze(-1)
+        shared = torch.minimum(p / rho, q)
+        beta = shared.sum(-1, keepdim=True)
+        accepted = _hit(beta, k.unsqueeze(-1))
+        gamma = torch.where(beta > 0, accepted / torch.where(beta > 0, beta, 1), 0)
+        return rho, accepted, _residual(p - gamma * shared, p)
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        rho, _, residual = self._parts(p, q, (drafts >= 0).sum(-1))
+        return _in_order(drafts, _ratio(p / rho, q, drafts), residual)
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor:
+        rho, accepted, residual = self._parts(p, q, torch.full_like(p[..., 0], k, dtype=torch.long))
+        # the law of a draft that was not accepted
+        refused = _residual(q - p / rho, torch.zeros_like(q))
+        return (accepted + (1 - accepted) * (residual * _hit(refused, k)).sum(-1, keepdim=True)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class SpecInferSelector(TokenSelector):
+    r"""Recursive rejection sampling, the rule of SpecInfer: each refused draft turns p into the residual (p - q)_+.
+
+    p_0 = p; draft j is accepted with probability min(1, p_{j-1}/q), else p_j ∝ (p_{j-1} - q)_+; at the end Y is drawn
+    from p_k. Without replacement q_j is q_{j-1} given that it does not draw X_j. Drafts are tried in the order in which
+    they were drawn, which is as valid as the random order of the paper, since they are exchangeable or drawn in turn.
+
+    Args:
+        replacement: whether the drafts are drawn with replacement.
+
+    Reference: Miao et al. (2024), SpecInfer: accelerating large language model serving with tree-based speculative
+    inference and verification; Jeon et al. (2024), Recursive speculative decoding.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+        >>> [round(float(SpecInferSelector(r).acceptance_rate(p, q, 2)), 4) for r in (True, False)]
+        [0.68, 0.76]
+    """
+
+    replacement: bool = True
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the drafts must be drawn."""
+        return "with_replacement" if self.replacement else "without_replacement"
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        accept = []
+        for j in range(drafts.shape[-1]):
+            x = drafts[..., j : j + 1]
+            accept.append(_ratio(p, q, x))
+            p = torch.where(x >= 0, _residual(p - q, p), p)
+            if not self.replacement:
+                q = torch.where(x >= 0, without(q, x), q)
+        return _in_order(drafts, torch.cat(accept, -1) if accept else p[..., :0], p)
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor | None:
+        if not self.replacement and k > 1:
+            return None
+        refused = torch.ones_like(p[..., :1])
+        missed = torch.ones_like(p)  # Pr(a token is none of the drafts | all were refused)
+        for _ in range(k):
+            rejection = (q - p).clamp(min=0)
+            share = rejection.sum(-1, keepdim=True)
+            some = share > _NOTHING
+            missed = missed * (1 - torch.where(some, rejection / torch.where(some, share, 1), 0))
+            refused = torch.where(some, refused * share, 0)
+            p = _residual(p - q, p)
+        return (1 - refused + refused * (p * (1 - missed)).sum(-1, keepdim=True)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class GreedySelector(TokenSelector):
+    r"""The optimal rule for greedy drafts: the k - 1 most probable tokens T of q, and one drawn from the rest.
+
+    With q' the law of the last draft, q given that it is not in T, the last draft is accepted with probability
+    min(1, p/q'), else Y is drawn from the residual (p - q')_+, which on T is p. Its rate is
+    p(T) + sum over the rest of min(p, q'), which no rule exceeds.
+
+    Reference: Hu et al. (2025), Towards optimal multi-draft speculative decoding.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.5, 0.3, 0.2])
+        >>> round(float(GreedySelector().acceptance_rate(p, q, 2)), 4)
+        1.0
+    """
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the drafts must be drawn."""
+        return "greedy"
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        k = (drafts >= 0).sum(-1, keepdim=True)
+        slots = torch.arange(drafts.shape[-1], device=drafts.device)
+        rest = without(q, torch.where(slots < k - 1, drafts, -1))
+        last = torch.where(slots == k - 1, drafts, -1)
+        residual = torch.where(k > 0, _residual(p - rest, p), p)
+        return _in_order(last, _ratio(p, rest, last), residual)
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor:
+        return otm_acceptance(p, q, k, "greedy")
+
+
+@dataclass(frozen=True)
+class ExactSelector(TokenSelector):
+    """The best rule of all for independent drafts, by solving the transport problem; for tiny vocabularies.
+
+    Args:
+        replacement: whether the drafts are drawn with replacement.
+        max_states: tuples of drafts up to which the problem is solved.
+
+    Raises:
+        InvalidInput: more than `max_states` tuples.
+
+    Complexity: the network simplex on the pairs of a set of drafts and a token, for each node.
+
+    Example:
+        >>> import torch
+        >>> p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+        >>> round(float(ExactSelector().acceptance_rate(p, q, 2)), 4)
+        0.76
+    """
+
+    replacement: bool = True
+    max_states: int = 200_000
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the drafts must be drawn."""
+        return "with_replacement" if self.replacement else "without_replacement"
+
+    def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        law = p.clone()
+        counts = (drafts >= 0).sum(-1)
+        for k in counts.unique().tolist():
+            if k:
+                rows = counts == k
+                law[rows] = self._solved(p[rows], q[rows], drafts[rows][:, :k])
+        return law
+
+    def _solved(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
+        # many nodes may share their laws, and one problem serves them all
+        laws, node = torch.cat([p, q], -1).unique(dim=0, return_inverse=True)
+        p, q = laws.chunk(2, -1)
+        sets, weights = draft_sets(q, drafts.shape[-1], self.scheme, self.max_states)
+        plan = membership_ot(p, sets, weights).plan
+        which = (sets == member(drafts, p.shape[-1]).unsqueeze(1)).all(-1).int().argmax(-1)
+        mass = plan[node, which]
+        return mass / mass.sum(-1, keepdim=True)
+
+    def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor:
+        return otm_acceptance(p, q, k, self.scheme)

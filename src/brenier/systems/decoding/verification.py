@@ -1,0 +1,286 @@
+r"""Verification of draft trees: which tokens of a tree are kept, and the one that is written after them.
+
+Given a tree with the draft's and the target's laws, a verification ends a block at a node c, keeps the path to it, and
+adds one token y: the *outcome* (c, y). It is lossless when, over trees and outcomes, what is written has the target's
+law. All here are, for trees whose drafts were drawn as their scheme says. The block efficiency is the mean length of a
+block, depth of c plus one: the number of tokens for one call of the target.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ...errors import refuse
+from .laws import Scheme, draw, member, without
+from .selectors import (
+    GreedySelector,
+    KSeqSelector,
+    NaiveSelector,
+    NSSSelector,
+    SpecInferSelector,
+    TokenSelector,
+)
+from .tree import DraftTree
+
+__all__ = [
+    "Block",
+    "Outcome",
+    "TopDown",
+    "Traversal",
+    "Verification",
+    "block_efficiency_bound",
+    "find_verification",
+]
+
+_NOTHING = 1e-14
+
+
+class Outcome(NamedTuple):
+    """Where the block of each prompt ends, and the token that is written after it."""
+
+    node: Tensor  # (B,)
+    token: Tensor  # (B,)
+
+
+class Verification(ABC):
+    """A way to verify trees."""
+
+    @property
+    @abstractmethod
+    def scheme(self) -> Scheme:
+        """How the drafts of the trees must be drawn, see `sample_drafts`."""
+
+    @abstractmethod
+    def outcomes(self, tree: DraftTree) -> Tensor:  # (N, V)
+        """The law of the outcome given the tree: at [c, y] the probability that the block ends at c and adds y."""
+
+    @abstractmethod
+    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
+        """Draw the outcome for each prompt."""
+
+    def block_efficiency(self, tree: DraftTree) -> Tensor:  # (B,)
+        """The expected length of each block given the tree, exactly; its mean over trees is the block efficiency."""
+        return tree.per_prompt(self.outcomes(tree).sum(-1) * (tree.depth + 1))
+
+    def _laws(self, tree: DraftTree) -> tuple[Tensor, Tensor]:
+        """Target and draft laws, the first in place of the second where nothing was drawn."""
+        if tree.p is None:
+            refuse("tree", "a tree that the target has scored", "one without p", "Use tree.scored(p).")
+        if tree.scheme != self.scheme:
+            refuse("tree", f"drafts drawn {self.scheme!r}, as {self} needs", repr(tree.scheme))
+        return tree.p, torch.where(tree.is_leaf.unsqueeze(1), tree.p, tree.q)
+
+
+@dataclass(frozen=True)
+class TopDown(Verification):
+    """Walk down from the root: select a token at each node, go on while it is one of the drafts.
+
+    Args:
+        selector: the rule of selection.
+
+    Complexity: one selection for each token of the block, for all prompts at once.
+
+    Reference: Sun et al. (2023), SpecTr; Miao et al. (2024), SpecInfer.
+    """
+
+    selector: TokenSelector = field(default_factory=KSeqSelector)
+
+    @property
+    def scheme(self) -> Scheme:
+        """That of the selector."""
+        return self.selector.scheme
+
+    def outcomes(self, tree: DraftTree) -> Tensor:
+        """The law of the outcome given the tree, (N, V)."""
+        law = self.selector.branching(*self._laws(tree), tree.drafts)
+        visited = tree.product_along(tree.along(law))
+        return torch.where(member(tree.drafts, law.shape[-1]), 0, law) * visited.unsqueeze(1)
+
+    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
+        """Draw the outcome for each prompt."""
+        p, q = self._laws(tree)
+        node = torch.arange(tree.n_prompts, device=tree.tokens.device)
+        token = torch.full_like(node, -1)
+        going = node
+        while len(going):
+            at = node[going]
+            selected = self.selector.sample(p[at], q[at], tree.drafts[at], generator)
+            token[going] = selected.token
+            kept = selected.index >= 0
+            going, at = going[kept], at[kept]
+            node[going] = tree.children[at, selected.index[kept]]
+        return Outcome(node, token)
+
+
+@dataclass(frozen=True)
+class Traversal(Verification):
+    r"""Traversal verification: leaves first, so that a whole path can be kept where its beginning alone would fail.
+
+    A node c has a weight w and a law M, at first p. For each draft x of c in turn, its node gets the weight
+    min(1, w M(x)/q(x)); if no outcome is found below x, R = (w M - q)_+ with mass S, w becomes S/(S + 1 - w), and M
+    becomes R/S. Then the block ends at c with probability w, with a token drawn from M. The root has weight 1.
+
+    Weights depend on the tree alone, not on what is drawn, so that they are found for all nodes of a level at once;
+    the block then ends at the first node, children before parents, that its weight accepts.
+
+    Args:
+        replacement: whether the drafts of a node are drawn with replacement.
+
+    Reference: Weng et al. (2025), Traversal verification for speculative tree decoding, arXiv 2505.12398; for
+    a single path, Sun et al. (2024), Block verification accelerates speculative decoding, arXiv 2403.10444.
+    """
+
+    replacement: bool = True
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the drafts of the trees must be drawn."""
+        return "with_replacement" if self.replacement else "without_replacement"
+
+    def weights(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N,), (N, V)
+        """The weight of each node after its children, and the law of the token that it would add."""
+        p, q = self._laws(tree)
+        weight, law = torch.ones_like(p[:, 0]), p.clone()
+        for nodes in tree.levels:
+            w, M, qs = weight[nodes], law[nodes], q[nodes]
+            drafts, children = tree.drafts[nodes], tree.children[nodes]
+            for j in range(drafts.shape[1]):
+                on = drafts[:, j] >= 0
+                if not bool(on.any()):
+                    break
+                x = drafts[:, j].clamp(min=0).unsqueeze(1)
+                ratio = (w * (M.gather(1, x) / qs.gather(1, x)).squeeze(1)).clamp(max=1)
+                new = on & (children[:, :j] != children[:, j : j + 1]).all(1)  # a duplicate has no second chance
+                weight[children[new, j]] = ratio[new]
+                rest = (w.unsqueeze(1) * M - qs).clamp(min=0)
+                mass = rest.sum(1)
+                some = mass > _NOTHING
+                refused = mass + (1 - w)  # exactly the mass at the root, whose weight stays 1
+                # w = 1 and M = q: the child accepts surely, and what follows is never used
+                sure = refused <= _NOTHING
+                w = torch.where(on, torch.where(sure, 1, mass / torch.where(sure, 1, refused)), w)
+                replaced = torch.where(some, mass, 1).unsqueeze(1)
+                M = torch.where((on & some).unsqueeze(1), rest / replaced, M)
+                if not self.replacement:
+                    qs = torch.where(on.unsqueeze(1), without(qs, x), qs)
+            weight[nodes], law[nodes] = w, M
+        return weight, law
+
+    def outcomes(self, tree: DraftTree) -> Tensor:
+        """The law of the outcome given the tree, (N, V)."""
+        weight, law = self.weights(tree)
+        order, stops = self._stops(tree, weight)
+        ends = torch.zeros_like(weight)
+        ends[order[order >= 0]] = stops[order >= 0]
+        return ends.unsqueeze(1) * law
+
+    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
+        """Draw the outcome for each prompt."""
+        weight, law = self.weights(tree)
+        order, stops = self._stops(tree, weight)
+        node = order.gather(1, draw(stops, 1, generator)).squeeze(1)
+        return Outcome(node, draw(law[node], 1, generator).squeeze(1))
+
+    def _stops(self, tree: DraftTree, weight: Tensor) -> tuple[Tensor, Tensor]:  # (B, n), (B, n)
+        """For each prompt its nodes, children before parents, padded with -1; and where the block ends."""
+        rank = _postorder(tree)
+        counts = torch.bincount(tree.prompt, minlength=tree.n_prompts)
+        order = rank.new_full((tree.n_prompts, int(counts.max()) if len(counts) else 0), -1)
+        order[tree.prompt, rank] = torch.arange(len(tree), device=rank.device)
+        accept = torch.where(order >= 0, weight[order], 0)
+        alive = pad((1 - accept).cumprod(1)[:, :-1], (1, 0), value=1.0)
+        return order, alive * accept
+
+
+@dataclass(frozen=True)
+class Block(Traversal):
+    """Block verification: `Traversal` on single paths, which it keeps to.
+
+    Of all verifications that know a single path it has the largest block efficiency.
+
+    Reference: Sun, Mendlovic, Leviathan, Aharoni, Ro, Beirami & Suresh (2024), Block verification accelerates
+    speculative decoding, arXiv 2403.10444.
+    """
+
+    def weights(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N,), (N, V)
+        """The weight of each node after its child, and the law of the token that it would add."""
+        if tree.drafts.shape[1] > 1:
+            refuse("tree", "single paths", f"{tree.drafts.shape[1]} drafts at a node", "Use Traversal().")
+        return super().weights(tree)
+
+
+def _postorder(tree: DraftTree) -> Tensor:  # (N,)
+    """The place of each node among those of its prompt, children in the order of drawing and before their parent."""
+    size = torch.ones_like(tree.tokens)
+    for nodes in tree.levels[:0:-1]:
+        size.index_add_(0, tree.parent[nodes], size[nodes])
+    begin = torch.zeros_like(size)
+    for nodes in tree.levels[1:]:
+        parent = tree.parent[nodes]
+        before = size[nodes].cumsum(0) - size[nodes]
+        start = torch.full_like(size, len(tree)).scatter_reduce(0, parent, before, "amin")
+        begin[nodes] = begin[parent] + before - start[parent]
+    return begin + size - 1
+
+
+def block_efficiency_bound(tree: DraftTree) -> Tensor:  # (B,)
+    r"""An upper bound of the block efficiency of every lossless verification, estimated without bias from a tree.
+
+        E[length] <= 1 + sum over texts y of min(p(y), Pr(y is in the tree))
+                   = E over trees of sum over nodes y of min(1, p(y)/Pr(y is in the tree)),
+
+    as the text that is written has the target's law and what is kept was in the tree. Mean over trees bounds mean over
+    trees; on a single tree a verification may be above.
+
+    Raises:
+        InvalidInput: a tree without the target's laws, or whose drafts are not drawn with replacement.
+    """
+    if tree.p is None or tree.scheme != "with_replacement":
+        got = "one without p" if tree.p is None else repr(tree.scheme)
+        refuse("tree", "a tree with the target's laws and drafts drawn 'with_replacement'", got)
+    each = tree.along(tree.q)
+    found = torch.ones_like(each)  # Pr(the way from here to the node is drawn | this node's draw was made)
+    step = torch.arange(len(tree), device=each.device)  # climbs from every node to its root
+    k = torch.cat([tree.branching, tree.branching.new_zeros(tree.n_prompts, 1)], 1)
+    for _ in range(len(tree.levels) - 1):
+        inside = tree.depth[step] > 0
+        draws = k[tree.prompt[step], (tree.depth[step] - 1).clamp(min=0)]
+        once = torch.where(inside, each[step] * found, 0)
+        found = torch.where(inside, -torch.expm1(draws * torch.log1p(-once.clamp(max=1))), found)
+        step = torch.where(inside, tree.parent[step], step)
+    written = tree.product_along(tree.along(tree.p))
+    return tree.per_prompt((written / found).clamp(max=1))
+
+
+_METHODS: dict[str, Verification] = {
+    "naive": TopDown(NaiveSelector()),
+    "nss": TopDown(NSSSelector()),
+    "spectr": TopDown(KSeqSelector()),
+    "specinfer": TopDown(SpecInferSelector()),
+    "specinfer-without-replacement": TopDown(SpecInferSelector(replacement=False)),
+    "greedy": TopDown(GreedySelector()),
+    "traversal": Traversal(),
+    "traversal-without-replacement": Traversal(replacement=False),
+    "block": Block(),
+}
+
+
+def find_verification(method: str | Verification | TokenSelector) -> Verification:
+    """The verification of a name; a selector is walked top-down.
+
+    Raises:
+        InvalidInput: an unknown name.
+    """
+    if isinstance(method, Verification):
+        return method
+    if isinstance(method, TokenSelector):
+        return TopDown(method)
+    if method not in _METHODS:
+        refuse("method", "one of " + ", ".join(map(repr, _METHODS)), repr(method))
+    return _METHODS[method]
