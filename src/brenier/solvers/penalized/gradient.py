@@ -12,6 +12,7 @@ from ...errors import refuse
 from ...plan import Plan
 from ...problem import Problem
 from ...solution import Status
+from ...structure import dense
 from ..base import Outcome, Solver, check_count, check_number, run
 from ..entropic.hybrid import SinkhornNewton
 from ..entropic.items import takes_newton
@@ -20,7 +21,7 @@ from ..entropic.sinkhorn import Sinkhorn
 from ..entropic.start import Given, Zeros
 from ..structure.common import sparse
 from ..structure.gradient import least
-from .problem import Penalized, dense
+from .problem import Penalized
 
 __all__ = ["GeneralizedGradient", "GeneralizedState"]
 
@@ -135,7 +136,7 @@ class GeneralizedGradient(Solver[GeneralizedState]):
         if takes_newton(linear) and bool((linear.a > 0).all() & (linear.b > 0).all()):
             solver = SinkhornNewton(tol=self.inner_tol, max_iter=self.inner_max_iter, sinkhorn=first)
         solution = run(linear, solver, warn=False)
-        return _Least(solution.plan.dense(), solution.f, solution.g, float(solution.dual_value))
+        return _Least(dense(solution.plan), solution.f, solution.g, float(solution.dual_value))
 
     def terminate(self, problem: Problem, state: GeneralizedState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state) if state.error <= self.tol else None

@@ -13,12 +13,12 @@ from ..._inputs import is_real
 from ...certificate import Certificate
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry
-from ...plan import SparsePlan
 from ...problem import Problem, Relative
 from ...solution import Solution
+from ...structure import dense
 from .terms import Term
 
-__all__ = ["Penalized", "PenalizedSolution", "dense"]
+__all__ = ["Penalized", "PenalizedSolution"]
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ class PenalizedSolution(Solution):
     @cached_property
     def _value(self) -> Tensor:
         with torch.no_grad():
-            plan = self._solved[0]
-            assert isinstance(plan, SparsePlan)
-            return self.problem.total(dense(plan))
+            return self.problem.total(dense(self._solved[0]))
 
     @property
     def value(self) -> Any:
@@ -138,9 +136,3 @@ class PenalizedSolution(Solution):
 
     def __repr__(self) -> str:
         return "Penalized" + super().__repr__()
-
-
-def dense(plan: SparsePlan) -> Tensor:
-    """The whole matrix of a plan in the precision of its masses."""
-    out = plan.mass.new_zeros(plan.shape[0] * plan.shape[1])
-    return out.scatter_add(-1, plan.rows * plan.shape[1] + plan.cols, plan.mass).reshape(plan.shape)
