@@ -95,6 +95,7 @@ def solve(
     ] = None,
     tol: Annotated[float | None, typer.Option(help="Marginal error to stop at.")] = None,
     max_iter: Annotated[int | None, typer.Option(help="Iteration limit.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which the best so far is the answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Transport one cloud of points onto another, with a certificate.
@@ -124,7 +125,16 @@ def solve(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)  # the status is printed and sets the exit code
         solution: Solution = solve_problem(
-            x.x, y.x[:, order], a=a, b=b, cost=cost, epsilon=strength, tol=tol, max_iter=max_iter, progress=not quiet
+            x.x,
+            y.x[:, order],
+            a=a,
+            b=b,
+            cost=cost,
+            epsilon=strength,
+            tol=tol,
+            max_iter=max_iter,
+            timeout=timeout,
+            progress=not quiet,
         )
     seconds = time.perf_counter() - start
     certificate = solution.certificate

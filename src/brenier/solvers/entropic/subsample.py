@@ -67,10 +67,11 @@ class SubsampleStart(Start):
         """The potentials of a part, for all points."""
         assert problem.epsilon is not None
         geometry, a, b = problem.geometry, _scaled(problem.a, rows), _scaled(problem.b, cols)
-        small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b)
+        left, right = (p.map(lambda t, i=i: t[i] if t.dim() else t) for p, i in zip(problem.marginals, (rows, cols)))
+        small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b, marginals=(left, right))
         inner = run(small, Sinkhorn(tol=self.tol, max_iter=self.max_iter), warn=False)
-        above = replace(problem, geometry=geometry.part(rows), a=a)
-        beside = replace(problem, geometry=geometry.part(cols=cols), b=b)
+        above = replace(problem, geometry=geometry.part(rows), a=a, marginals=(left, problem.marginals[1]))
+        beside = replace(problem, geometry=geometry.part(cols=cols), b=b, marginals=(problem.marginals[0], right))
         g = Sinkhorn._columns(above, inner.f, problem.epsilon)
         return Sinkhorn._columns(beside.T, inner.g, problem.epsilon), g
 
