@@ -21,6 +21,7 @@ from .solvers import Solver, run
 from .solvers.base import tuned
 from .solvers.structure.common import as_plan
 from .solvers.structure.gradient import ConditionalGradient
+from .solvers.structure.lowrank import LowRankGromov
 from .solvers.structure.mirror import Mirror, Proximal
 from .solvers.structure.quantized import Quantized
 from .solvers.structure.solution import GromovSolution
@@ -35,6 +36,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "proximal": Proximal,
     "mirror": Mirror,
     "quantized": Quantized,
+    "low-rank": LowRankGromov,
 }
 
 
@@ -86,8 +88,9 @@ def gromov_wasserstein(
         epsilon: entropic strength in units of the objective; `Relative(0.01)` is 0.01 x the objective of a ⊗ b.
         marginals: as for `solve`. Without epsilon: exact ones, (Exact(), Free()), which is semi-relaxed, or
             `Partial(mass)` on both sides. `KL(rho)` is quadratic here, see `Quadratic`.
-        solver: "auto", "conditional-gradient", "proximal", "mirror", "quantized", or one of these as an object. "auto"
-            is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` is for large clouds.
+        solver: "auto", "conditional-gradient", "proximal", "mirror", "quantized", "low-rank", or one of these as an
+            object. "auto" is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` and
+            `LowRankGromov(rank)` are for large clouds.
         starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix
             (n, m) or a sequence of these, which are then all there are.
         tol: of the local solver.
@@ -154,9 +157,9 @@ def gromov_wasserstein(
             refuse("starts", "a positive integer, or plans to start from", repr(starts))
         plans = tuple(as_plan(s, problem) for s in given)
         count = len(plans)
-    if isinstance(local, Quantized):  # its starts are between anchors
+    if isinstance(local, Quantized | LowRankGromov):  # its starts are between anchors or clusters
         if plans:
-            refuse("starts", "a number for solver='quantized'", "plans", "They would be between anchors.")
+            refuse("starts", f"a number for solver={local.name!r}", "plans", "They would be between anchors or clusters.")
         top: Solver[Any] = replace(local, starts=count, generator=generator)
     else:
         top = MultiStart(max_iter=count, solver=local, plans=plans, generator=generator)

@@ -13,7 +13,7 @@ from ._inputs import is_real
 from .errors import refuse
 from .geometry import CostMatrix, Factored, Geometry, PointCloud
 from .marginals import KL, Exact, Marginal
-from .plan import Plan, SparsePlan
+from .plan import FactoredPlan, Plan, SparsePlan
 from .problem import Problem, Relative
 
 __all__ = ["Form", "Linear", "Moments", "Quadratic", "quadratic_kl"]
@@ -325,6 +325,8 @@ def dense(plan: Plan) -> Tensor:
         flat = plan.mass.new_zeros(plan.shape[0] * plan.shape[1], dtype=torch.float64)
         flat.index_add_(0, plan.rows * plan.shape[1] + plan.cols, plan.mass.double())
         return flat.reshape(plan.shape)
+    if isinstance(plan, FactoredPlan):
+        return (plan._left @ plan.R.mT).double()
     F, G, epsilon = plan.F.double(), plan.G.double(), plan.epsilon.double()  # type: ignore[attr-defined]
     exact = getattr(plan, "_exact", geometry)
     return ((F.unsqueeze(1) + G - exact.tile()) / epsilon).exp()

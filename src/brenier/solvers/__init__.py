@@ -45,6 +45,7 @@ from .semidiscrete.newton import DampedNewton
 from .semidiscrete.sgd import AveragedSGD
 from .semidiscrete.solution import Estimate, SampledCertificate, SemidiscreteSolution
 from .structure.gradient import ConditionalGradient
+from .structure.lowrank import LowRankGromov
 from .structure.mirror import Mirror, Proximal
 from .structure.quantized import Quantized
 from .structure.solution import GromovSolution, StructureCertificate
@@ -84,6 +85,7 @@ __all__ = [
     "Halving",
     "Hierarchical",
     "LowRank",
+    "LowRankGromov",
     "Matching",
     "Method",
     "Mirror",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import refuse
-from ..geometry import CostMatrix, PointCloud
+from ..geometry import CostMatrix, Geometry, PointCloud
 from ..geometry.base import PairGeometry
 from ..kernels.simplex import network_simplex
 from ..marginals import Marginal, Partial, Side, Slack, log_weights
@@ -20,7 +20,18 @@ from ..solution import Status
 from .base import Outcome, Solver, check_count, check_number
 from .entropic.subsample import coarse_potentials
 
-__all__ = ["LowRank", "LowRankState", "check_sides", "features"]
+__all__ = [
+    "Clusters",
+    "LowRank",
+    "LowRankState",
+    "check_sides",
+    "coupled",
+    "descended",
+    "features",
+    "k_means",
+    "sharpened",
+    "softened",
+]
 
 _SOFT = 0.9  # share of a point's mass that starts spread over all clusters
 _MELTED = 0.6  # and that is spread again when a plan is melted
@@ -32,7 +43,7 @@ _LLOYD = 10  # iterations of k-means: a start need not be better
 _LEVEL, _BRACKETS = 1e-12, 60  # relative, of the potential that makes both sides move the same mass
 
 
-class _Factored(NamedTuple):
+class Clusters(NamedTuple):
     """A plan of rank r: masses, log memberships, the clusters' masses, the plan between them and its duals."""
 
     a: Tensor  # (n,) masses that are moved
@@ -48,12 +59,18 @@ class _Factored(NamedTuple):
     image: Tensor  # (n, r) mean cost from each point to each cluster of y
     value: float  # with what the marginals ask
 
+    def plan(self, geometry: Geometry) -> FactoredPlan:
+        """The plan between the points."""
+        assert isinstance(geometry, PairGeometry)
+        Q, R = self.a.unsqueeze(-1) * self.log_x.exp(), self.b.unsqueeze(-1) * self.log_y.exp()
+        return FactoredPlan(geometry, Q @ self.onward, self.q, R)
+
 
 class LowRankState(NamedTuple):
     """The plan in work and the best one so far."""
 
-    current: _Factored | None  # None: a start is due
-    best: _Factored | None
+    current: Clusters | None  # None: a start is due
+    best: Clusters | None
     scale: float  # of the step
     flat: int  # steps in a row that gained less than the tolerance
     descents: int  # that have ended
@@ -153,7 +170,7 @@ class LowRank(Solver[LowRankState]):
         if state.current is None:
             current = self._start(problem, state) if state.descents < self.starts else _melted(problem, state.best)
             return state._replace(current=current, scale=1.0, flat=0, gain=float("inf"))
-        after, scale = _descended(problem, state.current, state.scale)
+        after, scale = descended(problem, state.current, state.scale)
         gain = 1 - after.value / state.current.value if after.value < state.current.value else 0.0
         flat = state.flat + 1 if gain <= self.tol else 0
         state = state._replace(current=after, scale=scale, flat=flat, gain=gain)
@@ -168,27 +185,22 @@ class LowRank(Solver[LowRankState]):
 
     def finish(self, problem: Problem, state: LowRankState) -> Outcome:
         c = min((c for c in (state.current, state.best) if c is not None), key=lambda c: c.value)
-        double = problem.double()
-        Q = c.a.unsqueeze(-1) * c.log_x.exp() @ c.onward
-        R = c.b.unsqueeze(-1) * c.log_y.exp()
-        assert isinstance(problem.geometry, PairGeometry)
-        plan = FactoredPlan(problem.geometry, Q, c.q, R)
         stats: dict[str, Any] = {"rank": self._rank(problem), "descents": state.descents}
-        return Outcome(plan, *coarse_potentials(double, self.sample), stats)
+        return Outcome(c.plan(problem.geometry), *coarse_potentials(problem.double(), self.sample), stats)
 
     def _rank(self, problem: Problem) -> int:
         return min(self.rank, max(problem.shape))
 
-    def _start(self, problem: Problem, state: LowRankState) -> _Factored:
+    def _start(self, problem: Problem, state: LowRankState) -> Clusters:
         """Clusters by k-means on each side, softened."""
         generator = torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
         rank, logs, masses = self._rank(problem), [], _first_masses(problem)
         if rank == max(problem.shape):  # a cluster for each point: exact transport
-            return _coupled(problem, *masses, *(torch.eye(n, rank).to(problem.a).log() for n in problem.shape))
+            return coupled(problem, *masses, *(torch.eye(n, rank).to(problem.a).log() for n in problem.shape))
         for points, weights in zip(features(problem), (problem.a, problem.b)):
-            label = _k_means(points, weights, rank, generator)
-            logs.append(_softened(torch.nn.functional.one_hot(label, rank).to(points), _SOFT))
-        return _coupled(problem, *masses, *logs)
+            label = k_means(points, weights, rank, generator)
+            logs.append(softened(torch.nn.functional.one_hot(label, rank).to(points), _SOFT))
+        return coupled(problem, *masses, *logs)
 
 
 def check_sides(name: str, problem: Problem, *, soft: bool = False) -> None:
@@ -224,7 +236,7 @@ def features(problem: Problem) -> tuple[Tensor, Tensor]:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _coupled(problem: Problem, a: Tensor, b: Tensor, log_x: Tensor, log_y: Tensor) -> _Factored:
+def coupled(problem: Problem, a: Tensor, b: Tensor, log_x: Tensor, log_y: Tensor) -> Clusters:
     """The best plan between given clusters of points with given masses."""
     assert isinstance(problem.geometry, PairGeometry)
     Q, R = a.unsqueeze(-1) * log_x.exp(), b.unsqueeze(-1) * log_y.exp()
@@ -241,7 +253,7 @@ def _coupled(problem: Problem, a: Tensor, b: Tensor, log_x: Tensor, log_y: Tenso
     value = (T * mean).sum()
     for marginal, mass, side in zip(problem.marginals, (a, b), problem.sides):
         value = value + marginal.penalty(mass, side)
-    return _Factored(a, b, log_x, log_y, p, q, onward, back, f, g, image, float(value))
+    return Clusters(a, b, log_x, log_y, p, q, onward, back, f, g, image, float(value))
 
 
 def _first_masses(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -252,14 +264,14 @@ def _first_masses(problem: Problem) -> tuple[Tensor, Tensor]:
     return problem.a * (mass / totals[0]), problem.b * (mass / totals[1])
 
 
-def _softened(shares: Tensor, soft: float) -> Tensor:
+def softened(shares: Tensor, soft: float) -> Tensor:
     """The logs of shares (n, r) of which a part is spread over all clusters."""
     return ((1 - soft) * shares + soft / shares.shape[-1]).log()
 
 
-def _melted(problem: Problem, c: _Factored | None) -> _Factored:
+def _melted(problem: Problem, c: Clusters | None) -> Clusters:
     assert c is not None
-    return _coupled(problem, c.a, c.b, _softened(c.log_x.exp(), _MELTED), _softened(c.log_y.exp(), _MELTED))
+    return coupled(problem, c.a, c.b, softened(c.log_x.exp(), _MELTED), softened(c.log_y.exp(), _MELTED))
 
 
 def _positive(mass: Tensor) -> Tensor:
@@ -273,7 +285,7 @@ def _shares(T: Tensor, reduced: Tensor) -> Tensor:
     return torch.where(total > 0, T / _positive(total), cheapest)
 
 
-def _descended(problem: Problem, c: _Factored, scale: float) -> tuple[_Factored, float]:
+def descended(problem: Problem, c: Clusters, scale: float) -> tuple[Clusters, float]:
     """One step of mirror descent that does not raise the cost, if there is one, and the scale for the next."""
     assert isinstance(problem.geometry, PairGeometry)
     Q = c.a.unsqueeze(-1) * c.log_x.exp()
@@ -297,7 +309,7 @@ def _descended(problem: Problem, c: _Factored, scale: float) -> tuple[_Factored,
             moved = (torch.logsumexp(h - rate * s, -1) for h, s in zip((c.log_x, c.log_y), slopes))
             charge = [low.squeeze(-1) - gain / rate for low, gain in zip(least, moved)]
             masses = _moved_masses(problem, (c.a, c.b), charge, 1 / rate)
-        after = _coupled(problem, *masses, *(torch.log_softmax(h, -1) for h in logs))
+        after = coupled(problem, *masses, *(torch.log_softmax(h, -1) for h in logs))
         if after.value <= c.value:
             return after, scale * _FASTER
         scale *= _SLOWER
@@ -360,17 +372,22 @@ def _ended(problem: Problem, state: LowRankState) -> LowRankState:
     """The descent that has ended, with each point in one cluster where that costs no more, and the best of all."""
     c = state.current
     assert c is not None
-    hard = (
-        torch.where(torch.nn.functional.one_hot(h.argmax(-1), h.shape[-1]) > 0, 0, -torch.inf).to(h)
-        for h in (c.log_x, c.log_y)
-    )
-    sharp = _coupled(problem, c.a, c.b, *hard)
+    sharp = sharpened(problem, c)
     c = sharp if sharp.value <= c.value else c
     best = c if state.best is None or c.value < state.best.value else state.best
     return state._replace(current=None, best=best, descents=state.descents + 1)
 
 
-def _k_means(points: Tensor, weights: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def sharpened(problem: Problem, c: Clusters) -> Clusters:
+    """Each point in the one cluster that it belongs to most."""
+    hard = (
+        torch.where(torch.nn.functional.one_hot(h.argmax(-1), h.shape[-1]) > 0, 0, -torch.inf).to(h)
+        for h in (c.log_x, c.log_y)
+    )
+    return coupled(problem, c.a, c.b, *hard)
+
+
+def k_means(points: Tensor, weights: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """The cluster of each point, (n,), by Lloyd's iterations from distant points drawn at random (k-means++)."""
     distance: Tensor | None = None
     chosen: list[int] = []

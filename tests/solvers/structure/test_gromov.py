@@ -460,6 +460,90 @@ def test_quantized_with_every_point_an_anchor_is_the_exact_problem() -> None:
     assert solution.plan.argmax().tolist() == place.tolist()
 
 
+def grouped(n: int, k: int, d: int, seed: int) -> Tensor:
+    """Points around k centres."""
+    return 3 * cloud(k, d, seed)[torch.arange(n) % k] + 0.1 * cloud(n, d, seed + 1)
+
+
+def test_low_rank_plans_meet_their_masses_and_fall_in_value() -> None:
+    x, y, a, b = cloud(90, 2), cloud(70, 3, 1), weights(90), weights(70, 1)
+    energies: list[tuple[int, float]] = []
+    found = []
+    for rank in (1, 5, 20):
+        solver = brenier.solvers.LowRankGromov(rank)
+        solution = gromov_wasserstein(
+            x, y, a=a, b=b, solver=solver, callback=lambda k, state: energies.append((len(state.values), state.energy))
+        )
+        found.append(float(solution.value))
+        assert solution.status.ok
+        assert_close(solution.plan.row_sums(), a, atol=1e-12)
+        assert_close(solution.plan.col_sums(), b, atol=1e-12)
+        assert np.linalg.matrix_rank(solution.plan.dense().numpy(), tol=1e-12) <= rank
+        certificate = solution.certificate
+        assert float(certificate.primal) == pytest.approx(found[-1], rel=1e-9)
+        assert float(certificate.dual) <= found[-1]
+        C, D = (torch.cdist(t, t).square().numpy() for t in (x, y))
+        assert objective(solution.plan.dense().numpy(), C, D) == pytest.approx(found[-1], rel=1e-9)
+        for (s, before), (t, after) in zip(energies, energies[1:]):
+            assert s != t or after <= before + 1e-12 * abs(before)
+        energies.clear()
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(objective(np.outer(a, b), C, D), rel=1e-9)
+
+
+def test_low_rank_finds_the_groups_of_a_copy() -> None:
+    x = grouped(120, 6, 2, 3)
+    y, place = copy_of(x)
+    solution = gromov_wasserstein(x, y, solver=brenier.solvers.LowRankGromov(6))
+    group = torch.arange(120) % 6
+    assert bool((group[place.argsort()][solution.plan.argmax()] == group).all())
+    exact = gromov_wasserstein(x, y)
+    product = Form(solution.problem)
+    moments = product.product(product.a, product.b)
+    assert float(solution.value) - float(exact.value) < 0.02 * float(product.energy(moments, product.half(moments)))
+
+
+def test_low_rank_with_features() -> None:
+    x = grouped(60, 4, 2, 1)
+    y, place = copy_of(x)
+    features = cloud(60, 2, 7), cloud(60, 2, 7)[place.argsort()]
+    solver = brenier.solvers.LowRankGromov(8)
+    low, exact = (gromov_wasserstein(x, y, features=features, alpha=0.5, solver=s) for s in (solver, "auto"))
+    assert float(exact.value) - 1e-9 <= float(low.value)
+    P, M = low.plan.dense().numpy(), cdist(*(t.numpy() for t in features)) ** 2
+    C, D = (torch.cdist(t, t).square().numpy() for t in (x, y))
+    assert 0.5 * (P * M).sum() + 0.5 * objective(P, C, D) == pytest.approx(float(low.value), rel=1e-9)
+
+
+def test_low_rank_of_few_points_and_its_gradient() -> None:
+    x = torch.zeros(5, 2, dtype=torch.float64)
+    assert abs(float(gromov_wasserstein(x, x[:3], solver="low-rank").value)) < 1e-12
+    y = cloud(20, 2, 1)
+    x = cloud(20, 2).requires_grad_()
+    solution = gromov_wasserstein(x, y, solver=brenier.solvers.LowRankGromov(4))
+    (gradient,) = torch.autograd.grad(solution.value, x)
+    P = torch.as_tensor(solution.plan.dense())
+    held = x.detach().requires_grad_()
+    C, D = torch.cdist(held, held).square(), torch.cdist(y, y).square()
+    value = (C.square() @ P.sum(1) @ P.sum(1)) + (D.square() @ P.sum(0) @ P.sum(0)) - 2 * ((C @ P @ D) * P).sum()
+    assert_close(gradient, torch.autograd.grad(value, held)[0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cost": "euclidean"}, "low-rank: expected clouds with an inner-product cost"),
+        ({"loss": "kl", "cost": "dot"}, "entries"),
+        ({"epsilon": 0.1}, "low-rank: expected exact marginals and no epsilon"),
+        ({"marginals": Partial(0.5)}, "low-rank: expected exact marginals and no epsilon"),
+        ({"starts": np.full((40, 40), 1 / 1600)}, "starts: expected a number for solver='low-rank'"),
+    ],
+)
+def test_low_rank_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        gromov_wasserstein(cloud(40, 2), cloud(40, 2, 1), solver="low-rank", **arguments)
+
+
 def test_proximal_points_and_conditional_gradients_meet() -> None:
     x, y = cloud(9, 2), cloud(9, 2, 1)
     values = [float(gromov_wasserstein(x, y, solver=s, starts=3, generator=torch.Generator().manual_seed(0)).value)
