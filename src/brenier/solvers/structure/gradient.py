@@ -106,8 +106,8 @@ class ConditionalGradient(Solver[GradientState]):
         curvature = form.alpha * float(inner(turn, move))
         # E(P + t D) = E(P) - gap t + curvature t^2
         t = min(1.0, gap / (2 * curvature)) if curvature > 0 else 1.0
-        if state.plan is None and form.factored:
-            t = 1.0  # a ⊗ b has too many entries to be kept
+        if form.factored and not isinstance(state.plan, SparsePlan):
+            t = 1.0  # the entries of a ⊗ b, or of another full plan, are too many to be kept
         if t == 1:
             return state._replace(plan=vertex, moments=moments, half=half, energy=form.energy(moments, half))
         plan = _between(problem, state.plan, vertex, t) if form.factored else None

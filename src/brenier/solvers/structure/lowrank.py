@@ -110,6 +110,9 @@ class LowRankGromov(Solver[LowRankGromovState]):
         form, _, moments, half, size = begin(problem, None)
         if not form.factored:
             self._refuse_structures()
+        if float(form.A[2, 2] * form.B[2, 2]) < 0:  # the coefficients of <x, x'> and of <y, y'>
+            got = "a distance and a product, which turn the objective convex"
+            refuse("low-rank", "two distances, or two inner products", got, "Use ConditionalGradient().")
         far = float("inf")
         return LowRankGromovState(form, None, moments, half, far, None, far, 1.0, size, far, 0, ())
 
