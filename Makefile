@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BENCH := .venv-bench
 BENCHES := $(addprefix bench-,exact assignment kernels tiny batches large sliced barycentres low-rank adaptation \
-  dynamic losses decoding entropic)
+  dynamic losses decoding semidiscrete structure entropic)
 
 .PHONY: demo test lint docs bench bench-quick $(BENCHES) smoke sanitize pure clean
 
@@ -78,6 +78,13 @@ bench-dynamic: $(BENCH)/.bench ## Transport in time on grids, a minute
 
 bench-barycentres: $(BENCH)/.bench ## Barycentres of 20 measures of 1,000 points, a few minutes
 	$(BENCH)/bin/python benchmarks/barycentres.py
+
+bench-structure: $(BENCH)/.bench ## Gromov-Wasserstein problems, an hour
+	$(BENCH)/bin/python benchmarks/structure.py
+	$(BENCH)/bin/python benchmarks/structure_large.py
+
+bench-semidiscrete: $(BENCH)/.bench ## 10,000 atoms in the plane, and in 64 dimensions; a few minutes
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/semidiscrete.py
 
 bench-losses: $(BENCH)/.bench ## The Sinkhorn divergence and its gradient, and that SamplesLoss is the one of GeomLoss
 	$(BENCH)/bin/python benchmarks/losses.py --agree
