@@ -25,6 +25,7 @@ from brenier import (
 )
 from brenier.kernels import build
 from brenier.solvers import Fixed, Halving, Monotone, NetworkSimplex, Sinkhorn, base
+from brenier.solvers.base import Forecast
 from problems import array, assert_close, check_encloses, check_feasible, cloud, entropic, entropic_value, weights
 
 X, Y = cloud(6, 2, 1), cloud(7, 2, 2)
@@ -152,6 +153,20 @@ def test_divergence_is_told() -> None:
         solution = brenier.solve(X, Y, cost=broken, epsilon=1.0)
     assert solution.status is Status.DIVERGED
     assert solution.stats["n_iter"] == 1
+
+
+def test_the_forecast_of_an_exact_solve() -> None:
+    def forecast(n: int, d: int, pairs: str) -> Forecast:
+        x = torch.zeros(n, d)
+        found = NetworkSimplex(pairs=pairs).forecast(brenier.Problem.make(brenier.PointCloud(x, x)))
+        assert found is not None
+        return found
+
+    assert forecast(4000, 2, "dense").memory >= 8 * 4000**2 > 10 * forecast(4000, 2, "lazy").memory
+    assert forecast(4000, 2, "dense").seconds > forecast(1000, 2, "dense").seconds
+    assert forecast(4000, 60, "lazy").seconds > forecast(4000, 2, "lazy").seconds
+    assert str(Forecast(50.4, 4.4e8)) == "50 s and 0.44 GB"
+    assert str(Forecast(600, 4.4e9)) == "10 min and 4.4 GB"
 
 
 def test_progress_writes_nothing_but_the_bar(capsys: pytest.CaptureFixture[str]) -> None:

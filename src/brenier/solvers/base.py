@@ -24,7 +24,7 @@ from ..solution import Solution, Status
 from ..structure import Quadratic
 from .penalized.problem import Penalized
 
-__all__ = ["Core", "Outcome", "Solver", "run", "time_is_up", "tuned"]
+__all__ = ["Core", "Forecast", "Outcome", "Solver", "run", "time_is_up", "tuned"]
 
 State = TypeVar("State")
 
@@ -65,6 +65,17 @@ class Core(NamedTuple):
     restored: Callable[[Outcome], Outcome]
 
 
+class Forecast(NamedTuple):
+    """What a solve is likely to take, by what others took on a core of an AMD EPYC with AVX-512."""
+
+    seconds: float
+    memory: float  # bytes
+
+    def __str__(self) -> str:
+        time = f"{self.seconds:.2g} s" if self.seconds < 100 else f"{self.seconds / 60:.2g} min"
+        return f"{time} and {self.memory / 1e9:.2g} GB"
+
+
 @dataclass(frozen=True)
 class Solver(ABC, Generic[State]):
     """A recipe: tolerances and strategy, no data. It never counts, times, prints or warns; the driver does.
@@ -93,6 +104,10 @@ class Solver(ABC, Generic[State]):
     def prepared(self, problem: Problem) -> Problem:
         """The problem as the steps of this solver like it; equal to the given one."""
         return problem
+
+    def forecast(self, problem: Problem) -> Forecast | None:
+        """What a solve is likely to take, for the progress bar; None where nobody can tell."""
+        return None
 
     @abstractmethod
     def init(self, problem: Problem) -> State:
@@ -172,7 +187,8 @@ def run(
         fixed = core.problem
     statuses: tuple[Status, ...] | None = None
     iteration = 0
-    with torch.no_grad(), _limited(timeout), _progress(solver, progress) as report:
+    forecast = solver.forecast(fixed) if progress else None
+    with torch.no_grad(), _limited(timeout), _progress(solver, progress, forecast) as report:
         part = _Part(solver, fixed)
         while iteration < solver.max_iter:
             part.step()
@@ -304,8 +320,9 @@ def tuned(
 class _progress:
     """A rich progress bar, or nothing at all."""
 
-    def __init__(self, solver: Solver[Any], show: bool) -> None:
+    def __init__(self, solver: Solver[Any], show: bool, forecast: Forecast | None = None) -> None:
         self.solver, self.show = solver, show
+        self.title = solver.name if forecast is None else f"{solver.name}, about {forecast}"
 
     def __enter__(self) -> Callable[[int, Any], None]:
         if not self.show:
@@ -321,7 +338,7 @@ class _progress:
             transient=True,
         )
         self.bar.start()
-        task = self.bar.add_task(self.solver.name, total=self.solver.max_iter, error=math.nan)
+        task = self.bar.add_task(self.title, total=self.solver.max_iter, error=math.nan)
         return lambda iteration, state: self.bar.update(task, completed=iteration, error=self.solver.error(state))
 
     def __exit__(self, *exc: object) -> None:

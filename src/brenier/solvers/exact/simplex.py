@@ -19,7 +19,7 @@ from ...marginals import Exact, Free, Prices
 from ...plan import SparsePlan
 from ...problem import Problem
 from ...solution import Status
-from ..base import Outcome, Solver, check_count, check_number, check_start, time_is_up
+from ..base import Forecast, Outcome, Solver, check_count, check_number, check_start, time_is_up
 from .lazy import LazyTransport, refuse_cost
 from .virtual import Demand, VirtualTransport
 
@@ -29,6 +29,9 @@ __all__ = ["NetworkSimplex", "SimplexState"]
 # without it is faster, where the native engine knows the cost.
 DENSE_LIMIT = 20_000**2
 _FASTER_LAZY = 3_000**2
+# For forecasts: seconds of 10,000 x 10,000 pairs and how they grow, and bytes a line; see benchmarks/exact_lazy.py.
+_DENSE_SECONDS, _DENSE_POWER = 4.0, 2.1
+_LAZY_SECONDS, _LAZY_POWER, _LAZY_DIMENSION, _LINE_BYTES = 0.8, 1.8, 15, 2200
 _WIDE = 64  # dimensions above which each pricing of all pairs costs as much as to form the matrix, once and for all
 
 
@@ -148,6 +151,15 @@ class NetworkSimplex(Solver[SimplexState]):
         swift = native is not None and self.engine != "reference" and geometry.fused and geometry.device.type == "cpu"
         swift = swift and not (isinstance(geometry, PointCloud) and geometry.x.shape[-1] > _WIDE)
         return n * m > (_FASTER_LAZY if swift else DENSE_LIMIT) and not isinstance(geometry, CostMatrix)
+
+    def forecast(self, problem: Problem) -> Forecast | None:
+        (n, m), items = problem.shape, problem.batch_shape.numel()
+        d = getattr(getattr(problem.geometry, "x", None), "shape", (1,))[-1]
+        lines = (n + m) / 2
+        if self.lazy(problem):
+            seconds = _LAZY_SECONDS * (lines / 1e4) ** _LAZY_POWER * (1 + d / _LAZY_DIMENSION)
+            return Forecast(items * seconds, _LINE_BYTES * (n + m))
+        return Forecast(items * _DENSE_SECONDS * (lines / 1e4) ** _DENSE_POWER, 3 * 8 * n * m)
 
     def init(self, problem: Problem) -> SimplexState:
         virtual = () if problem.balanced else tuple(self._virtual(problem))
