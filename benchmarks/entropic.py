@@ -250,6 +250,13 @@ def summarise(records: dict[tuple[Any, ...], Record], preset: str, threads: int)
         f"A run of a rival was stopped after {min(limits, default=0):.3g} to {max(limits, default=0):.3g} s. Where no "
         "rival was done the ratio is that of the time they were given, which is less than the true one."
     )
+    rivals = {n: max(len(m) - 1 for c, m in cells.items() if c[2] == n) for n in sizes}
+    if len(set(rivals.values())) > 1:
+        told = ", ".join(f"{rivals[n]} at n = {n}" for n in sizes)
+        report.notes.append(
+            f"Rivals and settings of ours that took part in a cell, at most: {told}. At the larger size these were the "
+            "fastest of the same cell at the smaller one."
+        )
     report.notes.append(f"{processor()}; {libraries}. Seconds are those of the runs that succeeded.")
     report.data = [
         "clouds and costs drawn at random; digits (scikit-learn), photographs (scikit-image), Fashion-MNIST",
