@@ -15,7 +15,8 @@ killed, with its process. Of runs below 2 s, the median of three after one that 
 
 A rival may take 60 s for one run (120 s above 1,024 points, 4 s with --quick), or with --patience P, P times as long as
 brenier took for the hardest level of the same task and set, 1 s at least: what is stopped then is a fail for the table
-of success, and where all were, the ratio of the cell is that at which they were stopped.
+of success, and where all were, the ratio of the cell is that at which they were stopped. With --best K, only the K
+rivals that were the fastest in the same cell at the size before take part.
 
 Each cell is a line of the file of records as soon as it is known, and no cell that is there runs again: the grid can be
 run in pieces. `--report` makes results/entropic.json of all records, and runs nothing.
@@ -143,7 +144,9 @@ def run_cells(options: argparse.Namespace, records: dict[tuple[Any, ...], Record
     try:
         for n in options.sizes:
             for name in options.sets:
-                wanted = [w for w in requests(name, n, options) if key(w) not in records]
+                wanted = [
+                    w for w in requests(name, n, options) if key(w) not in records and likely(w, records, options)
+                ]
                 if wanted:
                     run_problem(name, n, wanted, workers, records, options)
     finally:
@@ -160,6 +163,22 @@ def requests(name: str, n: int, options: argparse.Namespace) -> list[Record]:
         for level in LEVELS[task]
         if task == "marginal" or METHODS[method].levels is None or level in METHODS[method].levels
     ]
+
+
+def likely(request: Record, records: dict[tuple[Any, ...], Record], options: argparse.Namespace) -> bool:
+    """Whether a method is ours, or one of the fastest rivals in the same cell at the largest size below."""
+    below = [r["n"] for r in records.values() if r["n"] < request["n"] and r["set"] == request["set"]]
+    if options.best is None or METHODS[request["method"]].library == OURS or not below:
+        return True
+    levels = LEVELS[request["task"]]
+    easier = levels[: levels.index(request["level"]) + 1][::-1]  # ties at this level are broken at easier ones
+
+    def times(method: str) -> list[float]:
+        cells = ({**request, "n": max(below), "level": level, "method": method} for level in easier)
+        return [seconds_at_least(records.get(key(cell))) for cell in cells]
+
+    rivals = [m for m in METHODS if METHODS[m].library != OURS and times(m)[0] < math.inf]
+    return request["method"] in sorted(rivals, key=times)[: options.best]
 
 
 def run_problem(
@@ -231,6 +250,13 @@ def summarise(records: dict[tuple[Any, ...], Record], preset: str, threads: int)
         f"A run of a rival was stopped after {min(limits, default=0):.3g} to {max(limits, default=0):.3g} s. Where no "
         "rival was done the ratio is that of the time they were given, which is less than the true one."
     )
+    rivals = {n: max(len(m) - 1 for c, m in cells.items() if c[2] == n) for n in sizes}
+    if len(set(rivals.values())) > 1:
+        told = ", ".join(f"{rivals[n]} at n = {n}" for n in sizes)
+        report.notes.append(
+            f"Rivals and settings of ours that took part in a cell, at most: {told}. At the larger size these were the "
+            "fastest of the same cell at the smaller one."
+        )
     report.notes.append(f"{processor()}; {libraries}. Seconds are those of the runs that succeeded.")
     report.data = [
         "clouds and costs drawn at random; digits (scikit-learn), photographs (scikit-image), Fashion-MNIST",
@@ -280,11 +306,13 @@ def fastest(methods: dict[str, Record]) -> Record | None:
 
 def least(methods: dict[str, Record]) -> float:
     """Seconds that every rival took at least: one that was stopped took as long as it was given."""
-    seconds = [math.inf]
-    for r in methods.values():
-        if r["library"] != OURS and (r["ok"] or r["reason"].startswith("time-out")):
-            seconds.append(r["seconds"] if r["ok"] else r["limit"])
-    return min(seconds)
+    return min((seconds_at_least(r) for r in methods.values() if r["library"] != OURS), default=math.inf)
+
+
+def seconds_at_least(record: Record | None) -> float:
+    if record is None or not (record["ok"] or record["reason"].startswith("time-out")):
+        return math.inf
+    return float(record["seconds"] if record["ok"] else record["limit"])
 
 
 def standing(cells: Any) -> list[Any]:
@@ -328,6 +356,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, help=f"seconds for one run; {QUICK_LIMIT:g} with --quick")
     parser.add_argument("--patience", type=float, help="a rival may take so many times as long as brenier")
+    parser.add_argument("--best", type=int, help="only so many rivals of each cell, those of the size before")
     parser.add_argument("--records", type=Path, default=ROOT / "build" / "bench" / "entropic.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--report", action="store_true", help="only write the report of the records")
