@@ -3,8 +3,8 @@
 Two clouds, d = 3 and 2, ten groups each, squared Euclidean distances, float64, one thread. Plans of low rank by brenier
 (`LowRankGromov`), POT (`lowrank_gromov_wasserstein_samples`) and OTT (`LRGromovWasserstein`); quantised by brenier
 (`Quantized`), and sampled by POT (`sampled_gromov_wasserstein`, which needs both matrices). A rival is stopped after
---limit seconds. The objective of every plan is recomputed in float64 from products of the plan with thin matrices, after
-masses of the rows were met by scaling; `errors` are sum |P1 - a| + sum |P^T 1 - b| before.
+--limit seconds. The objective of every plan is recomputed in float64 from products of the plan with thin matrices,
+after masses of the rows were met by scaling; `errors` are sum |P1 - a| + sum |P^T 1 - b| before.
 
     python benchmarks/structure_large.py [--points 20000] [--rank 20] [--limit 600]
 """

@@ -129,7 +129,7 @@ def solve(
         adjoint: which gradients the solution carries: `Envelope()` those of the value, `Implicit()` those of plan,
             potentials and map as well, `Unrolled(k)` those of k iterations of Sinkhorn.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
-        progress: show a progress bar; before an exact solve it also says about how long that takes, and how much memory.
+        progress: show a progress bar; for an exact solve it says about how much time and memory that takes.
         callback: `callback(iteration, state)` after each step; a true answer stops the solve.
         timeout: seconds of wall time after which the solve ends with the best plan so far, and its certificate.
         generator: for solvers that draw random numbers, "low-rank" and "hierarchical"; seed 0 without one.

@@ -159,7 +159,9 @@ def gromov_wasserstein(
         count = len(plans)
     if isinstance(local, Quantized | LowRankGromov):  # its starts are between anchors or clusters
         if plans:
-            refuse("starts", f"a number for solver={local.name!r}", "plans", "They would be between anchors or clusters.")
+            refuse(
+                "starts", f"a number for solver={local.name!r}", "plans", "They would be between anchors or clusters."
+            )
         top: Solver[Any] = replace(local, starts=count, generator=generator)
     else:
         top = MultiStart(max_iter=count, solver=local, plans=plans, generator=generator)

@@ -177,7 +177,8 @@ class LowRank(Solver[LowRankState]):
         return state if flat < _FLAT and gain > 0 else _ended(problem, state)
 
     def terminate(self, problem: Problem, state: LowRankState) -> tuple[Status, ...] | None:
-        enough = 1 if self._rank(problem) in (1, max(problem.shape)) else self.starts + self.melts  # all are one
+        once = self._rank(problem) == 1 or self._is_exact(problem)  # all descents are one
+        enough = 1 if once else self.starts + self.melts
         return (Status.CONVERGED,) if state.descents >= enough else None
 
     def error(self, state: LowRankState) -> float:
@@ -191,11 +192,15 @@ class LowRank(Solver[LowRankState]):
     def _rank(self, problem: Problem) -> int:
         return min(self.rank, max(problem.shape))
 
+    def _is_exact(self, problem: Problem) -> bool:
+        """Whether it is transport without a bound on the rank, which is solved at once for given masses."""
+        return problem.balanced and self._rank(problem) == max(problem.shape)
+
     def _start(self, problem: Problem, state: LowRankState) -> Clusters:
         """Clusters by k-means on each side, softened."""
         generator = torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
         rank, logs, masses = self._rank(problem), [], _first_masses(problem)
-        if rank == max(problem.shape):  # a cluster for each point: exact transport
+        if self._is_exact(problem):  # a cluster for each point
             return coupled(problem, *masses, *(torch.eye(n, rank).to(problem.a).log() for n in problem.shape))
         for points, weights in zip(features(problem), (problem.a, problem.b)):
             label = k_means(points, weights, rank, generator)
@@ -301,9 +306,7 @@ def descended(problem: Problem, c: Clusters, scale: float) -> tuple[Clusters, fl
         return c, scale
     for _ in range(_TRIALS):
         rate = scale * _STEP / steepest
-        logs = [
-            torch.log_softmax(h - rate * s, -1).clamp(min=_LEAST) for h, s in zip((c.log_x, c.log_y), slopes)
-        ]
+        logs = [torch.log_softmax(h - rate * s, -1).clamp(min=_LEAST) for h, s in zip((c.log_x, c.log_y), slopes)]
         masses = c.a, c.b
         if not problem.balanced:
             moved = (torch.logsumexp(h - rate * s, -1) for h, s in zip((c.log_x, c.log_y), slopes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import networkx as nx
@@ -484,7 +484,7 @@ def test_low_rank_plans_meet_their_masses_and_fall_in_value() -> None:
         assert float(certificate.dual) <= found[-1]
         C, D = (torch.cdist(t, t).square().numpy() for t in (x, y))
         assert objective(solution.plan.dense().numpy(), C, D) == pytest.approx(found[-1], rel=1e-9)
-        for (s, before), (t, after) in zip(energies, energies[1:]):
+        for (s, before), (t, after) in pairwise(energies):
             assert s != t or after <= before + 1e-12 * abs(before)
         energies.clear()
     assert found == sorted(found, reverse=True)

@@ -56,7 +56,7 @@ class Bregman(Solver[BregmanState]):
 
     The error is how far the columns of the plans are from b, and b from the one before, in shares of its mass. An
     iteration is two soft c-transforms for all measures; where they share their costs, one pass over the costs serves
-    all of them: O(n m) exponentials and O(K n m) products, and no exponentials where the kernel is small enough to keep.
+    all of them: O(n m) exponentials and O(K n m) products, and products alone where the kernel is kept.
 
     Args:
         weights: (K,), of total 1.

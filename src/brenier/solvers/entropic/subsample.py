@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._inputs import is_count
 from ...errors import refuse
 from ...geometry import Ragged
+from ...marginals import Marginal
 from ...problem import Problem
 from ..base import check_number, run
 from .sinkhorn import Sinkhorn
@@ -67,7 +68,7 @@ class SubsampleStart(Start):
         """The potentials of a part, for all points."""
         assert problem.epsilon is not None
         geometry, a, b = problem.geometry, _scaled(problem.a, rows), _scaled(problem.b, cols)
-        left, right = (p.map(lambda t, i=i: t[i] if t.dim() else t) for p, i in zip(problem.marginals, (rows, cols)))
+        left, right = (_picked(p, lines) for p, lines in zip(problem.marginals, (rows, cols)))
         small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b, marginals=(left, right))
         inner = run(small, Sinkhorn(tol=self.tol, max_iter=self.max_iter), warn=False)
         above = replace(problem, geometry=geometry.part(rows), a=a, marginals=(left, problem.marginals[1]))
@@ -101,6 +102,11 @@ def coarse_potentials(problem: Problem, size: int, partner: Tensor | None = None
     scale = problem.geometry.part(rows, cols).mean_cost().abs()
     epsilon = torch.where(scale > 0, (_APART if partner is None else _PAIRED) * scale, 1)
     return start._extended(replace(problem, epsilon=epsilon), rows, cols)
+
+
+def _picked(marginal: Marginal, lines: Tensor) -> Marginal:
+    """The marginal of some lines, of a problem without batch axes or with parameters for all lines alike."""
+    return marginal.map(lambda t: t[lines] if t.dim() else t)
 
 
 def _scaled(weights: Tensor, index: Tensor) -> Tensor:

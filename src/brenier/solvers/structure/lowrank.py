@@ -134,9 +134,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
         if energy > state.energy:  # by rounding, or where the form is not concave: the last plan stays
             return self._ended(state)
         flat = state.flat + 1 if gain <= self.tol else 0
-        state = state._replace(
-            clusters=c, moments=moments, half=half, energy=energy, scale=scale, gain=gain, flat=flat
-        )
+        state = state._replace(clusters=c, moments=moments, half=half, energy=energy, scale=scale, gain=gain, flat=flat)
         return self._ended(state) if flat >= _FLAT else state
 
     @staticmethod
@@ -188,9 +186,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
         return coupled(self._linear(form, half), form.a, form.b, *logs)
 
     @staticmethod
-    def _between(
-        form: Form, hard: list[tuple[Tensor, Tensor]], masses: list[Tensor], alive: list[Tensor]
-    ) -> Tensor:
+    def _between(form: Form, hard: list[tuple[Tensor, Tensor]], masses: list[Tensor], alive: list[Tensor]) -> Tensor:
         """The mean costs between the features of clusters."""
         assert form.features is not None
         row, col, core = form.features
