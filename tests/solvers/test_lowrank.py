@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import brenier
-from brenier import KL, TV, CostMatrix, Exact, Free, Grid, InvalidInput, Partial, Slack, Status, solve
+from brenier import KL, CostMatrix, Grid, InvalidInput, Status, solve
 from brenier.solvers import LowRank
 from problems import check_encloses, cloud, weights
 
@@ -149,77 +149,11 @@ def test_cheaper_than_pot_at_equal_rank(case):
     assert float(solve(x, y, solver=LowRank(rank=10)).value) <= float(((Q / g) @ R.T * cost).sum())
 
 
-def unequal():
-    """Two clouds of different masses."""
-    x, y = cloud(25, 2, 1), cloud(30, 2, 2) + 0.5
-    return x, y, weights(25, 3), 1.3 * weights(30, 4)
-
-
-SOFT = [
-    TV(0.7),
-    TV(torch.linspace(0.3, 2.0, 25, dtype=torch.float64)),
-    Partial(0.6),
-    Slack(0.8),
-    (Exact(), Free()),
-    (Free(), Exact()),
-    (Exact(), Slack(0.2)),
-    (TV(0.5), Slack(0.9)),
-    (Partial(0.5), Free()),
-]
-
-
-def on_both_sides(marginals):
-    """A pair, whose second member has as many parameters as there are columns."""
-    left, right = marginals if isinstance(marginals, tuple) else (marginals, marginals)
-    return left, right.map(lambda t: torch.linspace(0.3, 2.0, 30, dtype=t.dtype) if t.dim() else t)
-
-
-@pytest.mark.parametrize("marginals", SOFT, ids=str)
-def test_soft_marginals(marginals):
-    x, y, a, b = unequal()
-    marginals = on_both_sides(marginals)
-    exact = solve(x, y, a=a, b=b, marginals=marginals)
-    full = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=30, tol=1e-9))
-    some = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=6))
-    size = float(exact.certificate.primal) + 1
-    assert float(exact.value) - 1e-9 * size <= float(full.value) <= float(exact.value) + 0.01 * size
-    assert float(some.value) >= float(full.value) - 1e-9 * size
-    for solution in (full, some):
-        problem, plan = solution.problem, solution._plan
-        sums = plan.row_sums().double(), plan.col_sums().double()
-        for marginal, side, r in zip(problem.marginals, problem.sides, sums):
-            assert float(marginal.violation(r, side)) < 1e-9
-        total = (plan.dense() * torch.cdist(x, y).square()).sum()
-        for marginal, side, r in zip(problem.marginals, problem.sides, sums):
-            total = total + marginal.penalty(r, side)
-        assert float(solution.value) == pytest.approx(float(total), rel=1e-9)
-        check_encloses(solution.certificate, float(exact.value), 1e-9, 1.0)
-
-
-@pytest.mark.parametrize("marginals", [KL(1.0), (Exact(), KL(0.5)), (KL(2.0), Free()), (KL(0.5), TV(0.5))], ids=str)
-def test_soft_marginals_without_linear_prices(marginals):
-    x, y, a, b = unequal()
-    near = solve(x, y, a=a, b=b, marginals=marginals, epsilon=2e-3, max_iter=20000)
-    low = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=30, tol=1e-9))
-    assert float(low.value) == pytest.approx(float(near.value), rel=0.03)
-    assert float(low.certificate.primal) >= float(near.certificate.dual) - 1e-9
-    some = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=6))
-    assert float(some.value) >= float(near.certificate.dual) - 1e-9
-    assert float(some.value) < 1.5 * float(near.value)
-
-
-def test_outliers_stay_behind_in_low_rank():
-    x, y = clustered(40, 4, 1), clustered(40, 4, 1)
-    x[0] += 100
-    solution = solve(x, y, marginals=TV(1.0), solver=LowRank(rank=4))
-    assert float(solution.plan.row_sums()[0]) < 1e-9
-    assert float(solution.value) == pytest.approx(2 / 40, rel=0.5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"epsilon": 0.1}, "low-rank: expected epsilon=None"),
+        ({"marginals": KL(1.0)}, "low-rank: expected exact marginals"),
         ({"a": torch.full((6,), 1 / 6, dtype=torch.float64, requires_grad=True)}, "weights that need no gradient"),
     ],
 )

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -88,7 +88,7 @@ class Solver(ABC, Generic[State]):
     quadratic: ClassVar[bool] = False  # whether it takes a `Quadratic`, and only such
     penalized: ClassVar[bool] = False  # whether it takes a `Penalized`, and only such
     coarse: ClassVar[bool] = False  # whether its potentials are a guess that c-transforms have yet to make feasible
-    max_iter: int = 1
+    max_iter: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_count("max_iter", self.max_iter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from ..errors import refuse
 from ..geometry import CostMatrix, Geometry, PointCloud
 from ..geometry.base import PairGeometry
 from ..kernels.simplex import network_simplex
-from ..marginals import Marginal, Partial, Side, Slack, log_weights
 from ..plan import FactoredPlan
 from ..problem import Problem
 from ..solution import Status
@@ -40,14 +39,11 @@ _STEP = 10.0  # how far memberships may move at first, in logs
 _FASTER, _SLOWER, _TRIALS = 1.5, 0.5, 12
 _FLAT = 2  # steps in a row below the tolerance
 _LLOYD = 10  # iterations of k-means: a start need not be better
-_LEVEL, _BRACKETS = 1e-12, 60  # relative, of the potential that makes both sides move the same mass
 
 
 class Clusters(NamedTuple):
-    """A plan of rank r: masses, log memberships, the clusters' masses, the plan between them and its duals."""
+    """A plan of rank r: log memberships, the clusters' masses, the plan between them and its duals."""
 
-    a: Tensor  # (n,) masses that are moved
-    b: Tensor  # (m,)
     log_x: Tensor  # (n, r), rows are logs of shares
     log_y: Tensor  # (m, r)
     p: Tensor  # (r,) masses of the clusters of x
@@ -57,12 +53,12 @@ class Clusters(NamedTuple):
     f: Tensor  # (r,) duals of the plan between clusters
     g: Tensor  # (r,)
     image: Tensor  # (n, r) mean cost from each point to each cluster of y
-    value: float  # with what the marginals ask
+    value: float
 
-    def plan(self, geometry: Geometry) -> FactoredPlan:
-        """The plan between the points."""
+    def plan(self, geometry: Geometry, a: Tensor, b: Tensor) -> FactoredPlan:
+        """The plan between points of masses a and b."""
         assert isinstance(geometry, PairGeometry)
-        Q, R = self.a.unsqueeze(-1) * self.log_x.exp(), self.b.unsqueeze(-1) * self.log_y.exp()
+        Q, R = a.unsqueeze(-1) * self.log_x.exp(), b.unsqueeze(-1) * self.log_y.exp()
         return FactoredPlan(geometry, Q @ self.onward, self.q, R)
 
 
@@ -98,19 +94,16 @@ class LowRank(Solver[LowRankState]):
     all clusters) and solved again, several times, and the least is returned. Points end in one cluster each where that
     costs no more.
 
-    Soft marginals, P1 = u and P^T 1 = v at the cost phi_a(u) + phi_b(v), join each step: the sums of Q and R over
-    clusters move by the proximal map of phi under the same entropy. Points without mass in a or b stay without.
-
     The plan is a `FactoredPlan`, whose marginals are exact to rounding, and so its cost is an upper bound on the
     optimum. The potentials are a guess from a sample of the points, from which `certificate` proves a lower bound on
     the optimum of *all* plans; the gap so holds both what the rank costs and what that guess misses.
 
-    Takes a `PointCloud` or a `CostMatrix` and any marginals. A step takes O((n + m) r (d + r)) time where the cost is
+    Takes a `PointCloud` or a `CostMatrix` and exact marginals. A step takes O((n + m) r (d + r)) time where the cost is
     an inner-product cost (squared Euclidean, Mahalanobis, dot, cosine), and O(n m r) for others, in tiles; all need
     O((n + m) r) memory.
 
     Args:
-        rank: columns of the factors. From max(n, m) on, the answer is exact where the marginals are.
+        rank: columns of the factors. From max(n, m) on, the answer is exact.
         tol: relative gain of a step, twice in a row, below which a descent ends.
         max_iter: steps of all descents together.
         starts: descents from k-means.
@@ -119,7 +112,7 @@ class LowRank(Solver[LowRankState]):
         generator: for k-means; seed 0 when None.
 
     Raises:
-        InvalidInput: an epsilon, batches, another geometry, weights with a gradient.
+        InvalidInput: an epsilon, marginals that are not exact, batches, another geometry, weights with a gradient.
 
     Example:
         >>> import torch, brenier
@@ -131,8 +124,7 @@ class LowRank(Solver[LowRankState]):
 
     Reference:
         Scetbon, Cuturi & Peyré (2021), Low-rank Sinkhorn factorization; Scetbon & Cuturi (2022), Low-rank optimal
-        transport: approximation, statistics and debiasing; Scetbon, Klein, Palla & Cuturi (2023), Unbalanced low-rank
-        optimal transport solvers; Halmos, Liu, Gold & Raphael (2024), Low-rank optimal
+        transport: approximation, statistics and debiasing; Halmos, Liu, Gold & Raphael (2024), Low-rank optimal
         transport through factor relaxation with latent coupling (the plan T between clusters).
     """
 
@@ -140,7 +132,7 @@ class LowRank(Solver[LowRankState]):
     coarse: ClassVar[bool] = True
     rank: int = 10
     tol: float = 1e-5
-    max_iter: int = 2000
+    max_iter: int = field(default=2000, kw_only=True)
     starts: int = 2
     melts: int = 4
     sample: int = 1000
@@ -155,7 +147,7 @@ class LowRank(Solver[LowRankState]):
             check_count("LowRank melts", self.melts)
 
     def check(self, problem: Problem) -> None:
-        check_sides(self.name, problem, soft=True)
+        check_sides(self.name, problem)
         if not isinstance(problem.geometry, PointCloud | CostMatrix):
             cure = "Give its points to PointCloud."
             refuse(self.name, "a PointCloud or a CostMatrix", type(problem.geometry).__name__, cure)
@@ -177,8 +169,7 @@ class LowRank(Solver[LowRankState]):
         return state if flat < _FLAT and gain > 0 else _ended(problem, state)
 
     def terminate(self, problem: Problem, state: LowRankState) -> tuple[Status, ...] | None:
-        once = self._rank(problem) == 1 or self._is_exact(problem)  # all descents are one
-        enough = 1 if once else self.starts + self.melts
+        enough = 1 if self._rank(problem) in (1, max(problem.shape)) else self.starts + self.melts  # all are one
         return (Status.CONVERGED,) if state.descents >= enough else None
 
     def error(self, state: LowRankState) -> float:
@@ -186,33 +177,31 @@ class LowRank(Solver[LowRankState]):
 
     def finish(self, problem: Problem, state: LowRankState) -> Outcome:
         c = min((c for c in (state.current, state.best) if c is not None), key=lambda c: c.value)
+        double = problem.double()
         stats: dict[str, Any] = {"rank": self._rank(problem), "descents": state.descents}
-        return Outcome(c.plan(problem.geometry), *coarse_potentials(problem.double(), self.sample), stats)
+        plan = c.plan(problem.geometry, double.a, double.b)
+        return Outcome(plan, *coarse_potentials(double, self.sample), stats)
 
     def _rank(self, problem: Problem) -> int:
         return min(self.rank, max(problem.shape))
 
-    def _is_exact(self, problem: Problem) -> bool:
-        """Whether it is transport without a bound on the rank, which is solved at once for given masses."""
-        return problem.balanced and self._rank(problem) == max(problem.shape)
-
     def _start(self, problem: Problem, state: LowRankState) -> Clusters:
         """Clusters by k-means on each side, softened."""
         generator = torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
-        rank, logs, masses = self._rank(problem), [], _first_masses(problem)
-        if self._is_exact(problem):  # a cluster for each point
-            return coupled(problem, *masses, *(torch.eye(n, rank).to(problem.a).log() for n in problem.shape))
+        rank, logs = self._rank(problem), []
+        if rank == max(problem.shape):  # a cluster for each point: exact transport
+            return coupled(problem, *(torch.eye(n, rank).to(problem.a).log() for n in problem.shape))
         for points, weights in zip(features(problem), (problem.a, problem.b)):
             label = k_means(points, weights, rank, generator)
             logs.append(softened(torch.nn.functional.one_hot(label, rank).to(points), _SOFT))
-        return coupled(problem, *masses, *logs)
+        return coupled(problem, *logs)
 
 
-def check_sides(name: str, problem: Problem, *, soft: bool = False) -> None:
+def check_sides(name: str, problem: Problem) -> None:
     """Refuse what solvers cannot take that bound transport without epsilon from above, and give no gradient in a, b."""
     if problem.epsilon is not None:
         refuse(name, "epsilon=None", f"epsilon={problem.epsilon.tolist()}", "Use solver='sinkhorn'.")
-    if not soft and not problem.balanced:
+    if not problem.balanced:
         refuse(name, "exact marginals", str(problem.marginals), "Use solver='sinkhorn' with an epsilon.")
     if problem.batch_shape:
         refuse(name, "one problem", f"batch {tuple(problem.batch_shape)}", "Solve them one by one.")
@@ -241,10 +230,10 @@ def features(problem: Problem) -> tuple[Tensor, Tensor]:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def coupled(problem: Problem, a: Tensor, b: Tensor, log_x: Tensor, log_y: Tensor) -> Clusters:
-    """The best plan between given clusters of points with given masses."""
+def coupled(problem: Problem, log_x: Tensor, log_y: Tensor) -> Clusters:
+    """The best plan between given clusters."""
     assert isinstance(problem.geometry, PairGeometry)
-    Q, R = a.unsqueeze(-1) * log_x.exp(), b.unsqueeze(-1) * log_y.exp()
+    Q, R = problem.a.unsqueeze(-1) * log_x.exp(), problem.b.unsqueeze(-1) * log_y.exp()
     p, q = Q.sum(0), R.sum(0)
     image = problem.geometry.product(R / _positive(q))
     mean = (Q / _positive(p)).mT @ image
@@ -255,18 +244,7 @@ def coupled(problem: Problem, a: Tensor, b: Tensor, log_x: Tensor, log_y: Tensor
     f, g = (torch.from_numpy(t).to(T) for t in (result.f, result.g))
     reduced = mean - f.unsqueeze(-1) - g
     onward, back = _shares(T, reduced), _shares(T.mT, reduced.mT)
-    value = (T * mean).sum()
-    for marginal, mass, side in zip(problem.marginals, (a, b), problem.sides):
-        value = value + marginal.penalty(mass, side)
-    return Clusters(a, b, log_x, log_y, p, q, onward, back, f, g, image, float(value))
-
-
-def _first_masses(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The weights, scaled to a mass that both sides can move."""
-    fixed = [t for t in (p.total(side) for p, side in zip(problem.marginals, problem.sides)) if t is not None]
-    totals = problem.a.sum(), problem.b.sum()
-    mass = fixed[0] if fixed else torch.minimum(*totals)
-    return problem.a * (mass / totals[0]), problem.b * (mass / totals[1])
+    return Clusters(log_x, log_y, p, q, onward, back, f, g, image, float((T * mean).sum()))
 
 
 def softened(shares: Tensor, soft: float) -> Tensor:
@@ -276,7 +254,7 @@ def softened(shares: Tensor, soft: float) -> Tensor:
 
 def _melted(problem: Problem, c: Clusters | None) -> Clusters:
     assert c is not None
-    return coupled(problem, c.a, c.b, softened(c.log_x.exp(), _MELTED), softened(c.log_y.exp(), _MELTED))
+    return coupled(problem, softened(c.log_x.exp(), _MELTED), softened(c.log_y.exp(), _MELTED))
 
 
 def _positive(mass: Tensor) -> Tensor:
@@ -293,82 +271,23 @@ def _shares(T: Tensor, reduced: Tensor) -> Tensor:
 def descended(problem: Problem, c: Clusters, scale: float) -> tuple[Clusters, float]:
     """One step of mirror descent that does not raise the cost, if there is one, and the scale for the next."""
     assert isinstance(problem.geometry, PairGeometry)
-    Q = c.a.unsqueeze(-1) * c.log_x.exp()
+    Q = problem.a.unsqueeze(-1) * c.log_x.exp()
     image = problem.geometry.T.product(Q / _positive(c.p))
     gradients = (c.image - c.g) @ c.onward.mT, (image - c.f) @ c.back.mT
-    least = [t.amin(-1, keepdim=True) for t in gradients]
-    slopes = [t - low for t, low in zip(gradients, least)]
+    slopes = [t - t.amin(-1, keepdim=True) for t in gradients]
     steepest = max(float(s.max()) for s in slopes)
-    if not problem.balanced:
-        middle = [float((t * share).sum() / share.sum()) for t, share in zip(least, (c.a[:, None], c.b[:, None]))]
-        steepest = max(steepest, *(float((t - m).abs().max()) for t, m in zip(least, middle)))
     if steepest <= 0:
         return c, scale
     for _ in range(_TRIALS):
-        rate = scale * _STEP / steepest
-        logs = [torch.log_softmax(h - rate * s, -1).clamp(min=_LEAST) for h, s in zip((c.log_x, c.log_y), slopes)]
-        masses = c.a, c.b
-        if not problem.balanced:
-            moved = (torch.logsumexp(h - rate * s, -1) for h, s in zip((c.log_x, c.log_y), slopes))
-            charge = [low.squeeze(-1) - gain / rate for low, gain in zip(least, moved)]
-            masses = _moved_masses(problem, (c.a, c.b), charge, 1 / rate)
-        after = coupled(problem, *masses, *(torch.log_softmax(h, -1) for h in logs))
+        logs = (
+            torch.log_softmax(h - scale * _STEP / steepest * s, -1).clamp(min=_LEAST)
+            for h, s in zip((c.log_x, c.log_y), slopes)
+        )
+        after = coupled(problem, *(torch.log_softmax(h, -1) for h in logs))
         if after.value <= c.value:
             return after, scale * _FASTER
         scale *= _SLOWER
     return c, scale
-
-
-def _moved_masses(
-    problem: Problem, masses: tuple[Tensor, Tensor], charge: list[Tensor], epsilon: float
-) -> tuple[Tensor, Tensor]:
-    r"""The masses that marginals choose when a unit of each point's mass costs its charge.
-
-    argmin_u <charge + t, u> + phi_a(u) + eps KL(u | masses), and the same on the other side with charge - t, for the t
-    at which both move the same mass.
-    """
-    from scipy.optimize import brentq
-
-    sides = problem.sides_at(problem.a.new_tensor(epsilon))
-    logs = [log_weights(u) for u in masses]
-    firm = [p.total(side) is not None for p, side in zip(problem.marginals, sides)]
-
-    def response(k: int, t: float) -> Tensor:
-        """Logs of the masses of one side."""
-        marginal, side = problem.marginals[k], sides[k]
-        weight = log_weights(side.weights)
-        price = torch.where(masses[k] > 0, charge[k] + t - epsilon * (logs[k] - weight), 0)
-        rise = (_proximal(marginal, price, side) - price) / epsilon
-        return torch.where(masses[k] > 0, weight + rise.clamp(min=_LEAST), -torch.inf)
-
-    def excess(t: float) -> float:
-        return float(torch.logsumexp(response(0, t), 0) - torch.logsumexp(response(1, -t), 0))
-
-    low = high = 0.0
-    reach = 0.0 if all(firm) else epsilon
-    for _ in range(_BRACKETS):
-        if excess(low) < 0:
-            low -= reach
-        elif excess(high) > 0:
-            high += reach
-        else:
-            break
-        reach *= 2
-    found = excess(low) > 0 > excess(high)  # otherwise all that a side has is wanted, or both masses are given
-    t = brentq(excess, low, high, xtol=_LEVEL * (high - low)) if found else low + high
-    u, v = response(0, t).exp(), response(1, -t).exp()
-    total = u.sum(), v.sum()
-    return (u * (total[1] / total[0]), v) if firm[1] else (u, v * (total[0] / total[1]))
-
-
-def _proximal(marginal: Marginal, s: Tensor, side: Side) -> Tensor:
-    """The potential f for which a exp((f - s) / eps) minimises phi_a + eps KL( | a exp(-s / eps)).
-
-    The `prox` of marginals, but without entropy of the mass that stays behind.
-    """
-    if isinstance(marginal, Slack):
-        return marginal.clip(s)
-    return (replace(marginal, entropic=False) if isinstance(marginal, Partial) else marginal).prox(s, side)
 
 
 def _ended(problem: Problem, state: LowRankState) -> LowRankState:
@@ -387,7 +306,7 @@ def sharpened(problem: Problem, c: Clusters) -> Clusters:
         torch.where(torch.nn.functional.one_hot(h.argmax(-1), h.shape[-1]) > 0, 0, -torch.inf).to(h)
         for h in (c.log_x, c.log_y)
     )
-    return coupled(problem, c.a, c.b, *hard)
+    return coupled(problem, *hard)
 
 
 def k_means(points: Tensor, weights: Tensor, k: int, generator: torch.Generator) -> Tensor:

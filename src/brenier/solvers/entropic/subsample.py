@@ -10,7 +10,6 @@ from torch import Tensor
 from ..._inputs import is_count
 from ...errors import refuse
 from ...geometry import Ragged
-from ...marginals import Marginal
 from ...problem import Problem
 from ..base import check_number, run
 from .sinkhorn import Sinkhorn
@@ -68,11 +67,10 @@ class SubsampleStart(Start):
         """The potentials of a part, for all points."""
         assert problem.epsilon is not None
         geometry, a, b = problem.geometry, _scaled(problem.a, rows), _scaled(problem.b, cols)
-        left, right = (_picked(p, lines) for p, lines in zip(problem.marginals, (rows, cols)))
-        small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b, marginals=(left, right))
+        small = replace(problem, geometry=geometry.part(rows, cols), a=a, b=b)
         inner = run(small, Sinkhorn(tol=self.tol, max_iter=self.max_iter), warn=False)
-        above = replace(problem, geometry=geometry.part(rows), a=a, marginals=(left, problem.marginals[1]))
-        beside = replace(problem, geometry=geometry.part(cols=cols), b=b, marginals=(problem.marginals[0], right))
+        above = replace(problem, geometry=geometry.part(rows), a=a)
+        beside = replace(problem, geometry=geometry.part(cols=cols), b=b)
         g = Sinkhorn._columns(above, inner.f, problem.epsilon)
         return Sinkhorn._columns(beside.T, inner.g, problem.epsilon), g
 
@@ -102,11 +100,6 @@ def coarse_potentials(problem: Problem, size: int, partner: Tensor | None = None
     scale = problem.geometry.part(rows, cols).mean_cost().abs()
     epsilon = torch.where(scale > 0, (_APART if partner is None else _PAIRED) * scale, 1)
     return start._extended(replace(problem, epsilon=epsilon), rows, cols)
-
-
-def _picked(marginal: Marginal, lines: Tensor) -> Marginal:
-    """The marginal of some lines, of a problem without batch axes or with parameters for all lines alike."""
-    return marginal.map(lambda t: t[lines] if t.dim() else t)
 
 
 def _scaled(weights: Tensor, index: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
     quadratic: ClassVar[bool] = True
     rank: int = 20
     tol: float = 1e-5
-    max_iter: int = 500
+    max_iter: int = field(default=500, kw_only=True)
     steps: int = 5
     starts: int = 2
     matchings: int = 5
@@ -126,7 +126,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
             )
         linear = self._linear(form, state.half)
         c, scale = state.clusters, state.scale
-        c = coupled(linear, c.a, c.b, c.log_x, c.log_y)
+        c = coupled(linear, c.log_x, c.log_y)
         for _ in range(self.steps):
             c, scale = descended(linear, c, scale)
         moments, half, energy = self._seen(form, c)
@@ -147,7 +147,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
         """What the form makes of a plan; its geometry does not matter."""
         n, m = len(form.a), len(form.b)
         nothing = PointCloud(form.a.new_zeros(n, 1), form.a.new_zeros(m, 1))
-        moments = form.moments(clusters.plan(nothing))
+        moments = form.moments(clusters.plan(nothing, form.a, form.b))
         half = form.half(moments)
         return moments, half, float(form.energy(moments, half))
 
@@ -183,7 +183,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
         body = (form.phi.mT @ left) @ T @ (right.mT @ form.psi)
         half = form.half(Moments(form.a, form.b, body))
         logs = [softened(s, _SOFT) for s in shares]
-        return coupled(self._linear(form, half), form.a, form.b, *logs)
+        return coupled(self._linear(form, half), *logs)
 
     @staticmethod
     def _between(form: Form, hard: list[tuple[Tensor, Tensor]], masses: list[Tensor], alive: list[Tensor]) -> Tensor:
@@ -222,5 +222,5 @@ class LowRankGromov(Solver[LowRankGromovState]):
         half = self._seen(form, c)[1]
         linear = self._linear(form, half)
         stats: dict[str, Any] = {"rank": len(c.p), "values": [*state.values], "linear_geometry": "factored"}
-        plan = c.plan(linear.geometry.to(problem.a.dtype))
+        plan = c.plan(linear.geometry.to(problem.a.dtype), form.a, form.b)
         return Outcome(plan, *coarse_potentials(linear, self.sample), stats)
