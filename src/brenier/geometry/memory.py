@@ -50,30 +50,18 @@ class GibbsMemory:
 
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int) -> Tensor:
         """See `Geometry.softmin`."""
-        out = self.products(h, epsilon, dim)
-        if out is not None and bool(torch.isfinite(out).all()):
-            return out
+        mine = isinstance(epsilon, Tensor) and (epsilon is self._epsilon or torch.equal(epsilon, self._epsilon))
+        if mine and self._kept is not None:
+            p, q, kernel = self._kept if dim == 1 else (self._kept[1], self._kept[0], self._kept[2].mT)
+            out = kernels.rescaled(kernel, p, h - q, self._epsilon)
+            if bool(torch.isfinite(out).all()):
+                return out
         out = self._costs.softmin(h, epsilon, dim)
-        self.keep(h, out, epsilon, dim)
+        if mine and self._tries < _TRIES:
+            self._keep(h, out, dim)
         return out
 
-    def products(self, h: Tensor, epsilon: float | Tensor, dim: int) -> Tensor | None:
-        """Soft c-transforms from the kernel, NaN where it does not tell; None without a kernel at this epsilon.
-
-        Many h (K, m) against one kernel (n, m) are one product of matrices.
-        """
-        if self._kept is None or not self._serves(epsilon):
-            return None
-        p, q, kernel = self._kept if dim == 1 else (self._kept[1], self._kept[0], self._kept[2].mT)
-        return kernels.rescaled(kernel, p, h - q, self._epsilon)
-
-    def _serves(self, epsilon: float | Tensor) -> bool:
-        return isinstance(epsilon, Tensor) and (epsilon is self._epsilon or torch.equal(epsilon, self._epsilon))
-
-    def keep(self, h: Tensor, out: Tensor, epsilon: float | Tensor, dim: int) -> None:
-        """Make the kernel of potentials h and their transform."""
-        if not self._serves(epsilon) or self._tries >= _TRIES:
-            return
+    def _keep(self, h: Tensor, out: Tensor, dim: int) -> None:
         self._tries += 1
         cost = self._costs.tile()
         if bool(torch.isinf(h).any()):  # without mass there is no potential; the largest that leaves entries below one

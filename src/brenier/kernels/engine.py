@@ -257,7 +257,5 @@ def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = Fa
 def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
     """See `reference.rescaled`."""
     narrow = kernel.dtype == torch.float32 and g.dtype == torch.float64
-    many = kernel.dim() == 2 and g.dim() > 1  # one product of matrices
-    swift = kernel.is_cpu and not many and _over_matrix(g if narrow else kernel, f, g, epsilon)
-    how = matrix if swift else reference
+    how = matrix if _over_matrix(g if narrow else kernel, f, g, epsilon) and kernel.is_cpu else reference
     return how.rescaled(kernel, f, g, epsilon)

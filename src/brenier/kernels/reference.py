@@ -449,8 +449,6 @@ def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:
     line = _spread(epsilon, 1)
     safe = torch.finfo(kernel.dtype).smallest_normal ** 0.25
     scaling = (g / line).exp()
-    narrow = scaling.to(kernel.dtype)
-    sums = narrow @ kernel.mT if kernel.dim() == 2 else (kernel @ narrow.unsqueeze(-1)).squeeze(-1)
-    sums = sums.to(g.dtype)
+    sums = (kernel @ scaling.to(kernel.dtype).unsqueeze(-1)).squeeze(-1).to(g.dtype)
     sound = (sums >= safe) & (scaling.amax(-1, keepdim=True) <= 1 / safe)
     return f - line * torch.where(sound, sums, torch.nan).log()

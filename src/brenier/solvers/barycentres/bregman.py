@@ -56,7 +56,7 @@ class Bregman(Solver[BregmanState]):
 
     The error is how far the columns of the plans are from b, and b from the one before, in shares of its mass. An
     iteration is two soft c-transforms for all measures; where they share their costs, one pass over the costs serves
-    all of them: O(n m) exponentials and O(K n m) products, and products alone where the kernel is kept.
+    all of them: O(n m) exponentials and O(K n m) products.
 
     Args:
         weights: (K,), of total 1.
@@ -95,12 +95,6 @@ class Bregman(Solver[BregmanState]):
             if isinstance(left, KL):
                 refuse("debiased", "exact marginals", repr(left))
             self_geometry(problem.geometry)
-
-    def prepared(self, problem: Problem) -> Problem:
-        """The same problem, over costs that may keep their kernel."""
-        if problem.epsilon is None or problem.geometry.batch_shape or len(problem.a) < _SHARED:
-            return problem
-        return replace(problem, geometry=problem.geometry.remembering(problem.epsilon, self._tol(problem)))
 
     def init(self, problem: Problem) -> BregmanState:
         assert problem.epsilon is not None
@@ -192,32 +186,6 @@ def _softmins(geometry: Geometry, h: Tensor, eps: Tensor, dim: int = 1) -> Tenso
     """Soft c-transforms of all h (K, m): one by one, or together where they share their costs."""
     if geometry.batch_shape or not isinstance(geometry, PairGeometry) or len(h) < _SHARED:
         return geometry.softmin(h, eps, dim)
-    memory = geometry.memory
-    if memory is None:
-        return _together(geometry, h, eps, dim)
-    costs = geometry.detach()  # without the memory
-    assert isinstance(costs, PairGeometry)
-    out = memory.products(h, eps, dim)
-    lost = torch.ones_like(h[:, 0], dtype=torch.bool) if out is None else ~torch.isfinite(out).all(-1)
-    if out is not None and not bool(lost.any()):
-        return out
-    if out is None or int(lost.sum()) * 2 > len(h):  # none yet, or one of potentials that have moved far
-        out = _together(costs, h, eps, dim)
-        memory.keep(_mean(h), _mean(out), eps, dim)
-    else:
-        out[lost] = costs.softmin(h[lost], eps, dim)
-    return out
-
-
-def _mean(h: Tensor) -> Tensor:
-    """The mean of potentials (K, m) where they are finite, -inf where none is."""
-    finite = torch.isfinite(h)
-    mean = torch.where(finite, h, 0).sum(0) / finite.sum(0).clamp(min=1)
-    return torch.where(finite.any(0), mean, -torch.inf)
-
-
-def _together(geometry: PairGeometry, h: Tensor, eps: Tensor, dim: int) -> Tensor:
-    """By one pass over the costs that serves all."""
     top = h.amax(0)
     share = torch.where(torch.isfinite(top), ((h - top) / eps).exp(), 0).mT.contiguous()
     base = geometry.softmin(top, eps, dim)
