@@ -491,7 +491,7 @@ BAD: list[tuple[str, str]] = [
      "'relative:nan'."),
     ("uv.csv uv.csv --epsilon inf", "--epsilon: expected a number >= 0 or relative:FRACTION, got 'inf'."),
     ("uv.csv uv.csv --max-iter 0", "max_iter: expected a positive integer, got 0."),
-    ("uv.csv uv.csv --timeout 0", "timeout: expected a positive finite number, got 0.0."),
+    ("uv.csv uv.csv --timeout 0", "timeout: expected a finite number > 0, got 0.0."),
     ("uv.csv uv.csv --tol 0", "tol: expected a positive finite number, got 0.0."),
     ("uv.csv uv.csv --out out/plan.csv", "--out: expected a file ending in .npz, got 'plan.csv'."),
     ("uv.csv uv.csv --plot out/plan.gif", "--plot: expected a file ending in .png, .svg or .pdf, got 'plan.gif'."),
