@@ -53,6 +53,7 @@ __all__ = [
 _RIGHT = math.pi / 2
 _FINE = 4001  # nodes of quadratures
 _NEAR = 1e-4  # from the right angle, where a limit is read off
+_ROUNDING = 1e-9  # that a lambda may exceed its bounds by
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """E[x1 | y], of y = x1 + x0 / s (k, *shape) and s (k,)."""
@@ -126,7 +127,7 @@ class DataSeparation:
         theta, gamma = self.theta, self.gamma
         if len(theta) != len(gamma):
             refuse("theta and gamma", "as many values", f"{len(theta)} and {len(gamma)}")
-        ends = abs(float(theta[0])) < 1e-9 and abs(float(theta[-1]) - _RIGHT) < 1e-9
+        ends = abs(float(theta[0])) < 1e-6 and abs(float(theta[-1]) - _RIGHT) < 1e-6
         if not ends or not bool((theta.diff() > 0).all()):
             refuse("theta", "strictly increasing angles from 0 to pi / 2", "others")
         if bool((gamma < 0).any()) or bool((gamma > 1).any()):
@@ -291,7 +292,7 @@ class DataSeparation:
         if values.shape != theta.shape:
             refuse("lam", f"{n_theta} values, one for each s", f"shape {tuple(values.shape)}")
         check_finite(values, "lam", "finite values")
-        if bool((values < 0).any()) or bool((values > 1).any()):
+        if bool((values < -_ROUNDING).any()) or bool((values > 1 + _ROUNDING).any()):
             refuse("lam", "values in [0, 1]", f"{float(values.min()):.6g} to {float(values.max()):.6g}")
         return cls(theta, (1 - (1 - values) / near.cos().square()).clamp(0, 1))
 
