@@ -1,0 +1,1 @@
+"""Systems for people who train generative models."""
