@@ -538,6 +538,13 @@ def _with_judge(
 
 
 _STEPS = (4, 8, 50)
+_IMAGE_COLUMNS = (
+    *(f"Fréchet, {steps} steps" for steps in _STEPS),
+    "path energy a pixel",
+    "classes, total variation",
+    "seconds of training",
+    "share of pairs that counts",
+)
 
 
 @dataclass
@@ -603,14 +610,7 @@ def _images(parts: _Run) -> None:
             parts.log(f"(C) seed {seed}, {method.name}")
             found[method.name].append(_image_flow(parts, pictures, method, seed))
     name = "digits, 8 x 8" if pictures.side == 8 else "Fashion-MNIST, 14 x 14"
-    columns = (
-        *(f"Fréchet, {steps} steps" for steps in _STEPS),
-        "path energy a pixel",
-        "classes, total variation",
-        "seconds of training",
-        "share of pairs that counts",
-    )
-    table = report.table(f"(C) {name}, {config.image_steps} steps of training", columns)
+    table = report.table(f"(C) {name}, {config.image_steps} steps of training", _IMAGE_COLUMNS)
     for label, rows in found.items():
         _add_images(table, label, rows)
     with torch.no_grad():
@@ -643,14 +643,7 @@ def _grid(parts: _Run, pictures: _Pictures, calibration: Calibration, calibrated
     config, report = parts.config, parts.report
     root = math.sqrt(pictures.train.shape[1])
     seeds = config.seeds[: config.kappa_seeds]
-    columns = (
-        *(f"Fréchet, {steps} steps" for steps in _STEPS),
-        "path energy a pixel",
-        "classes, total variation",
-        "seconds of training",
-        "share of pairs that counts",
-    )
-    table = report.table("(D) W-CFM along kappa", columns)
+    table = report.table("(D) W-CFM along kappa", _IMAGE_COLUMNS)
     found: dict[float, list[_Image]] = {}
     for kappa in config.kappas:
         method = _Method(f"kappa {kappa:g}", batch=config.image_batch, epsilon=kappa * root)
