@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from ..._inputs import is_real
+from ...costs import as_cost
 from ...errors import refuse
-from ...flows import CondOT, FlowMatching, GaussianPath, GibbsWeights, gibbs_log_weight
+from ...flows import CondOT, FlowMatching, GaussianPath, gibbs_log_weight
 from ...flows.couplings import Ground
 from ...flows.sampling import Field
 from ...geometry import PointCloud
@@ -103,10 +104,7 @@ def marginal_tilt(
         >>> bool((tilt - tilt[0]).abs().max() < 1e-12)  # all points of a circle are alike
         True
     """
-    if not (is_real(epsilon) and 0 < epsilon < math.inf):
-        refuse("epsilon", "a positive finite number in cost units", repr(epsilon))
-    cloud = _cloud(x, y, cost)
-    tilt = _log_tilt(cloud, float(epsilon))
+    tilt = _log_tilt(_cloud(x, y, cost), _positive(epsilon))
     return (tilt if log else tilt.exp()).to(x.dtype)
 
 
@@ -158,17 +156,9 @@ class WeightedCFM(FlowMatching):
             refuse("kappa", "a positive finite number", repr(kappa))
         if kappa is not None and epsilon != "auto":
             refuse("kappa", "None beside an epsilon", repr(kappa))
+        as_cost(cost)
         self.cost, self.kappa = cost, kappa
-        if not isinstance(epsilon, str):
-            self._set(epsilon)
-
-    @property
-    def epsilon(self) -> float | None:
-        """In cost units; None as long as it is not known."""
-        return self.coupling.epsilon if isinstance(self.coupling, GibbsWeights) else None
-
-    def _set(self, epsilon: float) -> None:
-        self.coupling = GibbsWeights(epsilon, self.cost)
+        self.epsilon: float | None = None if isinstance(epsilon, str) else _positive(epsilon)
 
     def loss(
         self,
@@ -185,12 +175,15 @@ class WeightedCFM(FlowMatching):
         Raises:
             InvalidInput: as there; an epsilon that is not known.
         """
-        if self.coupling is None:
+        if self.epsilon is None:
             if self.kappa is None:
                 cure = "Call calibrate(source_samples, data_samples), or give epsilon or kappa."
                 refuse("epsilon", "a number", "'auto', without kappa and before calibration", cure)
-            self._set(self.kappa * math.sqrt(math.prod(x0.shape[1:])))
-        return super().loss(model, x0, x1, t, log_weight=log_weight, **cond)
+            self.epsilon = self.kappa * math.sqrt(math.prod(x0.shape[1:]))
+        own = gibbs_log_weight(x0, x1, self.epsilon, cost=self.cost).double()
+        if log_weight is not None:
+            own = own + self._read_weight(log_weight, x1)
+        return super().loss(model, x0, x1, t, log_weight=own, **cond)
 
     def calibrate(
         self,
@@ -247,13 +240,19 @@ class WeightedCFM(FlowMatching):
         curve = torch.tensor(variances, dtype=torch.float64)
         worst = curve.max(1).values
         kappa = float(values[_kink(values, worst) if rule == "kink" else _first_flat(worst, max_relative_variance)])
-        self._set(kappa * root)
+        self.epsilon = kappa * root
         ess = torch.tensor(effective, dtype=torch.float64)
         return Calibration(kappa * root, kappa, values, curve, ess, rule)
 
     def extra_repr(self) -> str:
         """What is shown of it."""
         return f"epsilon={self.epsilon}, cost={self.cost!r}, normalize={self.normalize!r}"
+
+
+def _positive(epsilon: Any) -> float:
+    if not (is_real(epsilon) and 0 < epsilon < math.inf):
+        refuse("epsilon", "a positive finite number in cost units", repr(epsilon))
+    return float(epsilon)
 
 
 def _cloud(x: Any, y: Any, cost: Ground) -> PointCloud:
