@@ -54,7 +54,7 @@ def test_weights(batch, normalize):
     log_weight = torch.randn(32, generator=seeded(2), dtype=torch.float64)
     value, info = FlowMatching(normalize=normalize)(field, x0, x1, t, log_weight=log_weight)
     w = log_weight.exp()
-    errors = (field(*reversed([t, CondOT().sample(x0, x1, t)[0]])) - (x1 - x0)).square().mean(1)
+    errors = (field(CondOT().sample(x0, x1, t)[0], t) - (x1 - x0)).square().mean(1)
     expected = (w * errors).mean() / (w.mean() if normalize == "batch" else 1)
     assert torch.allclose(value, expected)
     assert torch.allclose(info["ess"], w.sum() ** 2 / (32 * w.square().sum()))
@@ -83,7 +83,8 @@ def test_the_running_mean(batch):
     assert torch.allclose(value, ((second + 300).exp() * errors).mean() / mean)
     restored = FlowMatching(normalize="running", momentum=0.9)
     restored.load_state_dict(loss.state_dict())
-    loss.eval(), restored.eval()
+    loss.eval()
+    restored.eval()
     same = [part(field, x0, x1, t, log_weight=first)[0] for part in (loss, restored, loss)]
     assert same[0] == same[1] == same[2]  # evaluation does not move the mean
 

@@ -235,7 +235,7 @@ class _InParts(Coupling):
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, x0: Tensor, x1: Tensor, **options: Any) -> Coupled:  # type: ignore[override]
+    def __call__(self, x0: Tensor, x1: Tensor, **options: Any) -> Coupled:
         parts = (t.reshape(-1, self.size, t.shape[-1]) for t in (x0, x1))
         columns = assign(*parts).columns
         cols = (columns + self.size * torch.arange(len(columns)).unsqueeze(1)).flatten()

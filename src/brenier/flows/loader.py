@@ -87,7 +87,7 @@ class CouplingLoader:
     Raises:
         InvalidInput: arguments that break a rule; while it runs, batches that do.
 
-    Complexity: the coupling's, for each pool; memory for `ahead + 1` pools.
+    Complexity: the coupling's, for each pool; memory for `ahead + 2` pools.
 
     Example:
         >>> import torch

@@ -180,9 +180,8 @@ class WeightedCFM(FlowMatching):
                 cure = "Call calibrate(source_samples, data_samples), or give epsilon or kappa."
                 refuse("epsilon", "a number", "'auto', without kappa and before calibration", cure)
             self.epsilon = self.kappa * math.sqrt(math.prod(x0.shape[1:]))
-        own = gibbs_log_weight(x0, x1, self.epsilon, cost=self.cost).double()
-        if log_weight is not None:
-            own = own + self._read_weight(log_weight, x1)
+        own, given = gibbs_log_weight(x0, x1, self.epsilon, cost=self.cost).double(), self._read_weight(log_weight, x1)
+        own = own if given is None else own + given
         return super().loss(model, x0, x1, t, log_weight=own, **cond)
 
     def calibrate(
