@@ -46,11 +46,11 @@ class FlowMatching(nn.Module):
     for points x_t and velocities u_t of the path. Its minimum is the velocity of a flow from the law of x_0 to that of
     x_1, both weighted; which flow depends on how x_0 and x_1 are paired.
 
-    | name in papers | here |
-    |---|---|
-    | I-CFM, rectified flow | `FlowMatching()` |
-    | OT-CFM | `FlowMatching(coupling=ExactCoupling())` |
-    | W-CFM | `FlowMatching(coupling=GibbsWeights(epsilon))`, or `WeightedCFM` |
+    By the names of papers:
+
+        I-CFM, rectified flow    `FlowMatching()`
+        OT-CFM                   `FlowMatching(coupling=ExactCoupling())`
+        W-CFM                    `WeightedCFM(epsilon)`, or `FlowMatching(coupling=GibbsWeights(epsilon))`
 
     Pairs of a `CouplingLoader` need no coupling here: hand its `log_weight` in, if there is one.
 
