@@ -9,7 +9,7 @@ float64, over that of the exact plan; *seconds* are the least of two after one o
 indices of pairs. torchcfm is the exact sampler of that library; where it is not installed POT's `emd` on squared
 distances of torch, which is what it calls, runs in its place. Out of time and not installed are results.
 
-Then the training loop: a residual network on Fashion-MNIST, batches of 256, with no coupling, with pools of 4,096 coupled
+Then the training loop: a network on Fashion-MNIST, batches of 256, with no coupling, with pools of 4,096 coupled
 between steps, and with the same in the background of the loader: seconds, and the share of them that the loop waited.
 """
 

@@ -34,8 +34,8 @@ def labels():
     return torch.arange(100) % 4
 
 
-def loaded(data, labels, **options):
-    inner = DataLoader(TensorDataset(data, labels), batch_size=16, shuffle=True, generator=seeded(5))
+def loaded(data, classes, **options):
+    inner = DataLoader(TensorDataset(data, classes), batch_size=16, shuffle=True, generator=seeded(5))
     return CouplingLoader(inner, **{"generator": seeded(9), **options})
 
 
@@ -100,7 +100,7 @@ def test_labels_are_respected(data, labels):
             assert torch.equal(options["labels1"][pairs.rows], options["labels1"][pairs.cols])
             return pairs
 
-    x0, x1, kept = everything(loaded(data, labels, coupling=Watching(), pool=4, labels=0))
+    _, x1, kept = everything(loaded(data, labels, coupling=Watching(), pool=4, labels=0))
     index = (x1[:, None] == data).all(-1).nonzero()[:, 1]
     assert torch.equal(kept, labels[index])
 
@@ -168,12 +168,11 @@ class Failing(Coupling):
 @pytest.mark.parametrize("background", [True, False])
 def test_an_error_comes_out_at_its_pool(data, background):
     coupling = Failing(at=3)
-    seen = 0
+    seen = []
     loader = CouplingLoader(data.split(10), coupling, pool=2, background=background, generator=seeded())
     with pytest.raises(RuntimeError, match="a coupling broke"):
-        for _ in loader:
-            seen += 1
-    assert seen == 4  # two pools of two batches
+        seen.extend(loader)
+    assert len(seen) == 4  # two pools of two batches
     assert any("brenier-coupling" in name for name in coupling.threads) == background
     assert not [t for t in threading.enumerate() if "brenier-coupling" in t.name]
 

@@ -1,12 +1,13 @@
 """W-CFM: Gibbs weights in the place of minibatch transport, against plain flow matching and minibatch transport.
 
-Parts: (A) the weights are an entropic plan where the tilts are flat; (B) flows in the plane, 8 Gaussians to two moons and
-a normal law to 8 Gaussians; (C) Fashion-MNIST at 14 x 14 pixels; (D) the choice of epsilon. The paper's CIFAR-10, CelebA
-and ImageNet runs need Inception features and days of a GPU, and are out of reach.
+Parts: (A) the weights are an entropic plan where the tilts are flat; (B) flows in the plane, 8 Gaussians to two moons
+and a normal law to 8 Gaussians; (C) Fashion-MNIST at 14 x 14 pixels; (D) the choice of epsilon. The paper's CIFAR-10,
+CelebA and ImageNet runs need Inception features and days of a GPU, and are out of reach.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -221,7 +222,7 @@ class _PlaneNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = (3, 64, 64, 64)
-        layers = [part for k, m in zip(sizes, sizes[1:]) for part in (nn.Linear(k, m), nn.SELU())]
+        layers = [part for k, m in itertools.pairwise(sizes) for part in (nn.Linear(k, m), nn.SELU())]
         self.layers = nn.Sequential(*layers, nn.Linear(64, 2))
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
@@ -397,9 +398,7 @@ def _plane_claims(report: Report, found: dict[str, list[_Judged]]) -> None:
     report.claims.append(Claim.at_least("(B) W2 after 100 steps with epsilon 0.5 over that with epsilon 2", ratio, 1.0))
 
 
-def _plane_figures(
-    parts: _Run, found: dict[str, list[_Judged]], models: dict[str, nn.Module], source: Law
-) -> None:
+def _plane_figures(parts: _Run, found: dict[str, list[_Judged]], models: dict[str, nn.Module], source: Law) -> None:
     config, report = parts.config, parts.report
     shown = (_PLAIN, _OT, _weighted(2.0), _weighted(0.5))
     x0 = source(200, torch.Generator().manual_seed(1))
@@ -472,6 +471,7 @@ class _ImageNetwork(nn.Module):
 
     def __init__(self, d: int, width: int) -> None:
         super().__init__()
+        self.rates: Tensor
         self.register_buffer("rates", math.pi * torch.arange(1, 9))
         self.enter = nn.Linear(d + 16, width)
         self.blocks = nn.ModuleList(

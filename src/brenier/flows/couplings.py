@@ -290,7 +290,9 @@ class ExactCoupling(_Minibatch):
         solution = solve(x, y, a=a, b=b, cost=ground, solver=self.solver, throw=True, generator=generator)
         plan = solution.plan
         if not isinstance(plan, SparsePlan):
-            refuse("ExactCoupling solver", "one whose plan is sparse", solution.stats["solver"], "Use EntropicCoupling.")
+            refuse(
+                "ExactCoupling solver", "one whose plan is sparse", solution.stats["solver"], "Use EntropicCoupling."
+            )
         if one_to_one:
             return torch.arange(len(x), device=x.device), plan.argmax(), None
         rows = _rows(len(x), a, x.device, generator)
@@ -404,8 +406,7 @@ class SemidiscreteCoupling(Coupling):
         generator: of the solve.
 
     Attributes:
-        solution: the `SemidiscreteSolution`, with its certificate: `solution.certificate.marginal_error` says how evenly
-            the data are used.
+        solution: the `SemidiscreteSolution`; its `certificate.marginal_error` says how evenly the data are used.
 
     Raises:
         InvalidInput: data or labels that break a rule.
@@ -468,7 +469,9 @@ class SemidiscreteCoupling(Coupling):
     ) -> Coupled:
         """Find the partners of source samples (n, *shape); x1 and the generator are not looked at."""
         if labels0 is not None or labels1 is not None:
-            refuse("labels", "none, as the cells know no classes", "some", "Make one SemidiscreteCoupling for each class.")
+            refuse(
+                "labels", "none, as the cells know no classes", "some", "Make one SemidiscreteCoupling for each class."
+            )
         if a is not None or b is not None:
             refuse("a and b", "none", "some", "Give b to SemidiscreteCoupling; draw the source by its masses.")
         x = _read(x0, "x0")
@@ -570,7 +573,7 @@ def _read_labels(
         if n != m:
             refuse("labels0", "labels of the source, as there are not as many source samples as data", "None")
         labels0 = labels1
-    for labels, size, name in ((labels0, n, "labels0"), (labels1, m, "labels1")):
+    for labels, size, name in ((labels1, m, "labels1"), (labels0, n, "labels0")):
         if not isinstance(labels, Tensor) or tuple(labels.shape) != (size,):
             refuse(name, f"a tensor of shape ({size},)", _shape(labels))
     classes, index = torch.cat([labels0, labels1.to(labels0)]).to(device).unique(return_inverse=True)

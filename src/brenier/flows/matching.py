@@ -213,7 +213,9 @@ class FlowMatching(nn.Module):
         if self.normalize == "batch":
             if count == 1:
                 cure = "Use larger batches, or normalize='running'."
-                refuse("batch", "at least two pairs with normalize='batch'", "one, whose weight would always be 1", cure)
+                refuse(
+                    "batch", "at least two pairs with normalize='batch'", "one, whose weight would always be 1", cure
+                )
             return (log_weight - log_mean).exp()
         if self.training:
             fresh = bool(self.log_scale.isnan())

@@ -13,8 +13,8 @@ sphere) P_w is the entropic plan itself. Small epsilon straightens the flow and 
 plain flow matching. `WeightedCFM.calibrate` chooses the smallest that leaves the tilts flat. At sampling time x comes
 from the source, not from its tilted version, so that a visible tilt of the source adds an error of its own.
 
-There is no official code. An unofficial repository trains CIFAR-10 with epsilon 1000, in the place of the paper's 5, and
-with further terms in the loss; we follow the paper.
+There is no official code. An unofficial repository trains CIFAR-10 with epsilon 1000, in the place of the paper's 5,
+and with further terms in the loss; we follow the paper.
 
 Reference: Calvo-Ordoñez, Meunier, Cartea, Reisinger, Gal & Hernández-Lobato (2025), Weighted conditional flow matching,
 arXiv 2507.22270.
@@ -261,7 +261,8 @@ def _cloud(x: Any, y: Any, cost: Ground) -> PointCloud:
             refuse(name, "a floating tensor of samples (n, *shape)", f"{type(t).__name__}")
     if x.shape[1:] != y.shape[1:]:
         refuse("x and y", "samples of one shape", f"{tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
-    return PointCloud(*(t.detach().double().reshape(len(t), -1) for t in (x, y)), cost)
+    first, second = (t.detach().double().reshape(len(t), -1) for t in (x, y))
+    return PointCloud(first, second, cost)
 
 
 def _log_tilt(cloud: PointCloud, epsilon: float) -> Tensor:
