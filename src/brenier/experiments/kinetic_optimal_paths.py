@@ -1,12 +1,13 @@
 """Kinetic-optimal paths against the usual schedules: energies, few-step samples, trained models.
 
-Parts: (A) known answers; (B) energies on images of four sizes; (C) few Euler steps along the exact field of a finite data
-set, without a network; (D) a network trained on a checkerboard; (E) in the full preset, U-Nets on small images. Seeds
-choose data, noise and initial weights.
+Parts: (A) known answers; (B) energies on images of four sizes; (C) few Euler steps along the exact field of a finite
+data set, without a network; (D) a network trained on a checkerboard; (E) in the full preset, U-Nets on small images.
+Seeds choose data, noise and initial weights.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -274,7 +275,7 @@ def _energies(run: _Run, pool: NDArray[np.uint8]) -> None:
 
 
 def _falling(values: list[float]) -> float:
-    return float(np.mean([late < early for early, late in zip(values, values[1:])]))
+    return float(np.mean([late < early for early, late in itertools.pairwise(values)]))
 
 
 def _separation(run: _Run, x: Tensor, seed: int, held_out: Tensor | None = None) -> DataSeparation:
@@ -387,7 +388,7 @@ class _Network(nn.Module):
     def __init__(self, d: int = 2, width: int = 128) -> None:
         super().__init__()
         sizes = (d + 1, *[width] * 4)
-        layers = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.SiLU())]
+        layers = [part for i, o in itertools.pairwise(sizes) for part in (nn.Linear(i, o), nn.SiLU())]
         self.net = nn.Sequential(*layers, nn.Linear(width, d))
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:

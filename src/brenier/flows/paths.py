@@ -20,9 +20,9 @@ class GaussianPath(ABC):
 
     .. math:: x_t = a_t\,x_1 + m_t\,x_0, \qquad u_t = \dot a_t\,x_1 + \dot m_t\,x_0
 
-    A flow learns the velocity v(x, t) = E[u_t | x_t = x]. Where x0 is standard Gaussian and independent of x1, velocity,
-    denoiser D = E[x1 | x_t = x] and score s, the gradient of log p_t, are one another's affine functions. With
-    w = m da - a dm, positive while a / m grows:
+    A flow learns the velocity v(x, t) = E[u_t | x_t = x]. Where x0 is standard Gaussian and independent of x1,
+    velocity, denoiser D = E[x1 | x_t = x] and score s, the gradient of log p_t, are affine functions of one another.
+    With w = m da - a dm, positive while a / m grows:
 
         v = (dm x + w D) / m        D = (m v - dm x) / w
         s = (a D - x) / m^2         D = (x + m^2 s) / a
@@ -134,8 +134,8 @@ class CondOT(GaussianPath):
     Its points lie between x0 and x1 as those of an optimal displacement, hence conditional optimal transport; rectified
     flows and most flow matching use it.
 
-    Source: Liu, Gong & Liu (2023), Flow straight and fast; Lipman, Chen, Ben-Hamu, Nickel & Le (2023), Flow matching for
-    generative modeling.
+    Source: Liu, Gong & Liu (2023), Flow straight and fast; Lipman, Chen, Ben-Hamu, Nickel & Le (2023), Flow matching
+    for generative modeling.
     """
 
     def a(self, t: Tensor) -> Tensor:
@@ -188,8 +188,9 @@ class VP(GaussianPath):
     Raises:
         InvalidInput: rates that are not positive and finite, or that fall.
 
-    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), Score-based generative modeling through stochastic
-    differential equations (rates and the cut); Ho, Jain & Abbeel (2020), Denoising diffusion probabilistic models.
+    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole (2021), Score-based generative modeling through
+    stochastic differential equations (rates and the cut); Ho, Jain & Abbeel (2020), Denoising diffusion probabilistic
+    models.
     """
 
     beta0: float = 0.1

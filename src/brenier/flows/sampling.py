@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -290,9 +291,7 @@ def _with_integral(
     return end[:, :-1].reshape(x.shape), end[:, -1]
 
 
-def _integrate(
-    rate: _Rate, z: Tensor, times: Tensor, method: str, rtol: float, atol: float, *, keep: bool
-) -> Tensor:
+def _integrate(rate: _Rate, z: Tensor, times: Tensor, method: str, rtol: float, atol: float, *, keep: bool) -> Tensor:
     """The state at the last time, or at all."""
     if method == "dopri5":
         for name, error in (("rtol", rtol), ("atol", atol)):
@@ -304,7 +303,7 @@ def _integrate(
     if not isinstance(method, str) or method not in _STEPS:
         refuse("method", ", ".join(map(repr, _STEPS)) + " or 'dopri5'", repr(method))
     step, states = _STEPS[method], [z]
-    for t, s in zip(times[:-1], times[1:]):
+    for t, s in itertools.pairwise(times):
         z = step(rate, t, s, z)
         if keep:
             states.append(z)

@@ -213,7 +213,7 @@ def test_an_estimate_repeats_and_keeps_low_precision_in_check() -> None:
 
 
 def dense_velocity(x: Tensor, t: float, data: Tensor, path: GaussianPath) -> np.ndarray:
-    a, m, da, dm = (float(part(torch.tensor(t).double())) for part in (path.a, path.m, path.da, path.dm))
+    a, m, da, dm = (float(part(torch.tensor(t, dtype=torch.float64))) for part in (path.a, path.m, path.da, path.dm))
     gap = x.numpy()[:, None] - a * data.numpy()
     best = softmax(-(gap**2).sum(-1) / (2 * m**2), axis=1) @ data.numpy()
     out: np.ndarray = da * best + dm * (x.numpy() - a * best) / m

@@ -30,7 +30,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.integrate import cumulative_simpson
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
@@ -227,7 +227,6 @@ class DataSeparation:
             check_finite(asked, "held_out", "finite data")
         shape = data.shape[1:]
         data, asked = (scaling.normalize(part).reshape(len(part), -1) for part in (data, asked))
-        spread = float(asked.square().mean())
         device = data.device if generator is None else generator.device
         chosen = torch.randperm(len(asked), generator=generator, device=device)[:n_queries].to(data.device)
         x1 = asked[chosen]
@@ -245,7 +244,7 @@ class DataSeparation:
                 best = denoiser((z / s.unsqueeze(1)).reshape(-1, *shape), s).detach().reshape(x1.shape)
             error = (x1 - best).double().square().mean(1)
             linear = (x1 - sin * cos * z).double().square().mean(1)
-            mean = _controlled(error, linear, cos**4 * spread + (sin * cos) ** 2)
+            mean = _controlled(error, linear, cos**2)
             gamma[k] = 1 - min(max(mean / cos**2, 0.0), 1.0)
         # data points are told apart in the end; other points need not be among them
         gamma[-1] = 1.0 if held_out is None and denoiser is None else gamma[-2]
@@ -433,14 +432,14 @@ def kinetic_optimal_path(
 
 def _descended(separation: DataSeparation, gamma: Tensor, gamma_min: float) -> KineticOptimalPath:
     """The paper's numerics: the energy as a function of b and of a monotone theta, a mixture of ten logistic steps."""
-    centres = torch.linspace(0, 1, 10, dtype=torch.float64)
-    width = 0.08
+    step = torch.linspace(0, 1, 10, dtype=torch.float64)
+    centres, width = step.square(), 0.01 + 0.15 * step  # fine at the start, which is steep
 
     def angle(t: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        step = torch.sigmoid((t.unsqueeze(-1) - centres) / width)
+        share = torch.sigmoid((t.unsqueeze(-1) - centres) / width)
         low, high = torch.sigmoid(-centres / width), torch.sigmoid((1 - centres) / width)
         weights = _RIGHT * torch.softmax(logits, 0) / (high - low)
-        return (step - low) @ weights, (step * (1 - step) / width) @ weights
+        return (share - low) @ weights, (share * (1 - share) / width) @ weights
 
     def energy(raw: Tensor, t: Tensor) -> Tensor:
         b = 2 * torch.sigmoid(raw[0])
