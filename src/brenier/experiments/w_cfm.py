@@ -268,7 +268,7 @@ def _plane_methods(config: WCFMConfig) -> list[_Method]:
         _Method(_OT, ExactCoupling()),
         _Method(_SMALL, ExactCoupling(), batch=16),
         _Method("OT-CFM, 16 x 16", _InParts(16)),
-        _Method("EOT-CFM, batch 256", EntropicCoupling(Relative(0.05))),
+        _Method("EOT-CFM, batch 256", EntropicCoupling(Relative(0.05), tol=1e-2)),
         _Method("OT-CFM, pool", ExactCoupling(), pool=config.pool),
         *(_Method(_weighted(epsilon), epsilon=epsilon) for epsilon in config.epsilons),
     ]
