@@ -56,6 +56,7 @@ for line, (name, schedule) in zip(axes, {"straight": CondOT(), "KO": path}.items
         return empirical_velocity(z, t, x1, schedule)
 
     for ax, steps in zip(line, (2, 4, 6, 10)):
-        samples = path.scaling.denormalize(sample_ode(velocity, x0, steps=steps))
+        times = torch.linspace(*schedule.span, steps + 1)
+        samples = path.scaling.denormalize(sample_ode(velocity, x0, times=times))
         ax.scatter(*samples.T, s=2)
         ax.set(title=f"{name}, {steps} steps", xlim=(-0.5, 4.5), ylim=(-0.5, 4.5), xticks=[], yticks=[], aspect="equal")

@@ -100,6 +100,9 @@ def run(config: KineticConfig, log: Log = lambda line: None) -> Report:
         "Energies are those of a coordinate, for data of mean 0 and mean variance 1. The paper scales data in another "
         "way, so that its energies compare in their order only.",
         "VP's energy is cut at t = 1 - 1e-5, as it grows like a logarithm without a cut.",
+        "KO is sampled over its span, which begins where gamma reaches its floor, as are the others over theirs. From "
+        "t = 0 itself the velocity has not begun to turn, and the first long step is lost: the rows 'KO from "
+        "t = 0' of (C).",
         "Energy distances are V-statistics between samples and data: equal laws give about the mean distance of two "
         "points times (1 / samples + 1 / data), not 0.",
     ]
@@ -323,16 +326,16 @@ def _energy_figure(report: Report, means: dict[str, dict[str, float]]) -> None:
 # -- (C) few steps along the exact field ----------------------------------------------------------------------
 
 
-def _sampled(path: GaussianPath, points: Tensor, x0: Tensor, steps: int) -> Tensor:
-    end = path.span[1]
-    times = torch.linspace(0, end, steps + 1, dtype=x0.dtype)
+def _sampled(path: GaussianPath, points: Tensor, x0: Tensor, steps: int, begin: float | None = None) -> Tensor:
+    first, last = path.span
+    times = torch.linspace(first if begin is None else begin, last, steps + 1, dtype=x0.dtype)
     return sample_ode(lambda z, t: empirical_velocity(z, t, points, path), x0, times=times)
 
 
 def _few_steps(run: _Run, pool: NDArray[np.uint8] | None) -> None:
     config, report = run.config, run.report
     sets = ["checkerboard"] + ([] if pool is None else ["Fashion-MNIST, 4 x 4", "Fashion-MNIST, 7 x 7"])
-    names = (*_RIVALS, "KO")
+    names = (*_RIVALS, "KO", "KO from t = 0")
     found: dict[str, dict[tuple[str, int], list[float]]] = {
         which: {(key, steps): [] for key in names for steps in _STEPS} for which in sets
     }
@@ -352,6 +355,9 @@ def _few_steps(run: _Run, pool: NDArray[np.uint8] | None) -> None:
                 for steps in _STEPS:
                     samples = _sampled(schedule, points, x0, steps)
                     found[which][key, steps].append(float(energy_distance(samples, points)))
+                    if key == "KO":
+                        samples_0 = _sampled(schedule, points, x0, steps, begin=0.0)
+                        found[which]["KO from t = 0", steps].append(float(energy_distance(samples_0, points)))
                     if which == "checkerboard" and seed == config.seeds[0] and key in ("Cond-OT", "KO"):
                         drawn[key, steps] = samples
     for which in sets:
@@ -363,7 +369,7 @@ def _few_steps(run: _Run, pool: NDArray[np.uint8] | None) -> None:
             table.add(key, *(found[which][key, steps] for steps in _STEPS))
         ratios = [np.mean(found[which]["KO", s]) / np.mean(found[which]["Cond-OT", s]) for s in _STEPS]
         table.add("KO over Cond-OT", *map(float, ratios))
-        if which[-1] != "7":  # reported only: where data are told apart at once, smooth schedules win here
+        if which[-1] != "7":  # reported only
             report.claims.append(
                 Claim.at_most(
                     f"(C) {which}: largest ratio of energy distances, KO over Cond-OT, at 2 to 10 steps",
@@ -444,7 +450,8 @@ def _trained(run: _Run) -> None:
             x0 = torch.randn(config.n_data, 2, generator=_generator(seed + 4000))
             with torch.no_grad():
                 for steps in _TRAINED_STEPS:
-                    samples = sample_ode(model, x0, steps=steps).double()
+                    times = torch.linspace(*schedule.span, steps + 1)
+                    samples = sample_ode(model, x0, times=times).double()
                     found[key, steps].append(float(energy_distance(samples, fresh)))
     table = report.table(
         f"(D) Checkerboard, network of 4 x 128, {config.train_steps} steps of Adam: energy distance to fresh data",
@@ -569,7 +576,7 @@ def _images(run: _Run, images: data.SplitImages) -> None:
         x0 = torch.randn(n, 14, 14, generator=_generator(seed + 7000))
         with torch.no_grad():
             for steps in _IMAGE_STEPS:
-                times = torch.linspace(0, schedule.span[1], steps + 1)
+                times = torch.linspace(*schedule.span, steps + 1)
                 samples = torch.cat([sample_ode(model, part, times=times) for part in x0.split(500)])
                 cells.append(float(gaussian_wasserstein(classifier.features(samples.unsqueeze(1)).double(), real)))
         table.add(key, *cells)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._inputs import is_count, is_real
 from ..errors import need, refuse
 
-__all__ = ["Field", "log_likelihood", "path_energy", "sample_ode", "straightness"]
+__all__ = ["log_likelihood", "path_energy", "sample_ode", "straightness"]
 
 Field = Callable[..., Tensor]
 """A velocity field: `model(z, t, **cond)` of points z (B, *shape) and times t (B,), shaped as z."""
@@ -197,7 +197,7 @@ def path_energy(
     .. math:: \int_0^1 \lVert v(z_t, t)\rVert^2\,dt, \qquad \dot z_t = v(z_t, t),\ z_0 = x_0
 
     Args:
-        model, x0, steps, method, times, rtol, atol, **cond: as for `sample_ode`.
+        model, x0, steps, method, times, rtol, atol, cond: as for `sample_ode`.
 
     Raises:
         InvalidInput, MissingExtra: as for `sample_ode`.
@@ -232,7 +232,7 @@ def straightness(
     For times that span T instead of 1 the displacement is divided by T.
 
     Args:
-        model, x0, steps, method, times, rtol, atol, **cond: as for `sample_ode`.
+        model, x0, steps, method, times, rtol, atol, cond: as for `sample_ode`.
 
     Raises:
         InvalidInput, MissingExtra: as for `sample_ode`.

@@ -123,6 +123,32 @@ def test_derivatives_are_those_of_the_schedule(solver: str) -> None:
     assert (ratio.diff() > 0).all()
 
 
+@pytest.mark.parametrize("solver", ["quadrature", "gradient"])
+def test_the_span_begins_where_the_floor_ends(solver: str) -> None:
+    path = kinetic_optimal_path(LOW, gamma_min=0.04, solver=solver)
+    begin = torch.tensor(path.span[0], dtype=torch.float64)
+    angle = torch.atan2(path.a(begin), path.m(begin))
+    assert float(LOW.gamma_at(angle)) == pytest.approx(0.04, abs=2e-3)
+    assert path.span[1] == 1.0
+    for gamma in (torch.ones_like, lambda s: s.square() / (1 + s.square())):
+        assert kinetic_optimal_path(DataSeparation.from_callable(gamma)).span == (0.0, 1.0)
+
+
+def test_two_steps_from_the_begin_of_the_span_keep_a_long_axis() -> None:
+    """Of data along one line: from t = 0 itself the first step forgets the line."""
+    data = torch.zeros(400, 4, dtype=torch.float64)
+    data[:, 0] = 2 * torch.randn(400, generator=seeded(18), dtype=torch.float64)
+    path = kinetic_optimal_path(LOW)
+    x0 = torch.randn(400, 4, generator=seeded(19), dtype=torch.float64)
+    spread = {}
+    for begin in (0.0, path.span[0]):
+        times = torch.linspace(begin, 1.0, 3, dtype=torch.float64)
+        end = sample_ode(lambda z, t: empirical_velocity(z, t, data, path), x0, times=times)
+        spread[begin] = float(end[:, 0].std() / data[:, 0].std())
+    assert abs(spread[path.span[0]] - 1) < 0.15
+    assert spread[0.0] < 0.8
+
+
 def test_no_other_path_spends_less() -> None:
     for separation in (PAIR, LOW, DataSeparation.gaussian([1.9, 0.1])):
         best = kinetic_energy(kinetic_optimal_path(separation, gamma_min=1e-4), separation)

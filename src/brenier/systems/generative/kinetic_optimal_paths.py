@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -146,7 +146,7 @@ class DataSeparation:
     def gamma_at(self, theta: Tensor) -> Tensor:
         """Gamma at angles of any shape, by monotone cubic interpolation; float64."""
         values = self._curve(theta.detach().cpu().double().numpy())
-        return torch.from_numpy(np.clip(values, 0, 1)).to(theta.device)
+        return torch.as_tensor(np.clip(values, 0, 1)).to(theta.device)
 
     def deficit(self) -> float:
         r"""The integral of 1 - lambda over all s, which is at most 3 n / sqrt(d) for n data points.
@@ -327,7 +327,9 @@ class KineticOptimalPath(GaussianPath):
     .. math:: a_t = r_t \sin\theta_t, \quad m_t = r_t \cos\theta_t, \qquad r_t^2 = 1 - b t + b t^2, \quad
         b = 2 (1 - \cos\Phi)
 
-    Train on normalised data, `path.scaling.normalize(x)`, and hand samples through `path.scaling.denormalize`.
+    Train on normalised data, `path.scaling.normalize(x)`, and hand samples through `path.scaling.denormalize`. Sample
+    over `span`, `sample_ode(model, x0, times=torch.linspace(*path.span, steps + 1))`: at t = 0 itself the floor
+    of gamma has stopped the velocity from turning, and a long step from there is lost.
 
     Attributes:
         times, theta, dtheta: (k,) the angle and its derivative, between which a cubic interpolates.
@@ -335,6 +337,7 @@ class KineticOptimalPath(GaussianPath):
         energy: what the schedule spends, a coordinate.
         gamma_min: the floor of gamma that it was solved with.
         scaling: of the data.
+        span: from the time at which gamma reaches its floor, where x_t is still noise, to 1.
     """
 
     times: Tensor
@@ -344,6 +347,7 @@ class KineticOptimalPath(GaussianPath):
     energy: float
     gamma_min: float
     scaling: Scaling = field(default_factory=Scaling)
+    span: tuple[float, float] = (0.0, 1.0)
 
     def a(self, t: Tensor) -> Tensor:
         r, theta, _, _ = self._polar(t)
@@ -392,7 +396,8 @@ def kinetic_optimal_path(
         r_t^2 = 1 - b t + b t^2
 
     with b = 2 (1 - cos Phi), which is also the energy. Near t = 0, where gamma goes to 0, the derivative of a would be
-    unbounded; the floor of gamma bounds it, at the price of a little energy.
+    unbounded; the floor of gamma bounds it, at the price of a little energy. The path's `span` begins where the floor
+    ends.
 
     Args:
         separation: of the data.
@@ -417,9 +422,13 @@ def kinetic_optimal_path(
     if solver not in ("quadrature", "gradient"):
         refuse("solver", "'quadrature' or 'gradient'", repr(solver))
     theta = torch.linspace(0, _RIGHT, _FINE, dtype=torch.float64)
-    root = separation.gamma_at(theta).clamp(min=gamma_min).sqrt()
+    gamma = separation.gamma_at(theta)
+    begin = int((gamma >= gamma_min).int().argmax())  # 0 where it never does
+    root = gamma.clamp(min=gamma_min).sqrt()
     if solver == "gradient":
-        return _descended(separation, root.square(), float(gamma_min))
+        path = _descended(separation, root.square(), float(gamma_min))
+        first = int((path.theta >= theta[begin]).int().argmax())
+        return replace(path, span=(float(path.times[first]), 1.0))
     phi = torch.from_numpy(cumulative_simpson(root.numpy(), x=theta.numpy(), initial=0.0))
     Phi = min(float(phi[-1]), _RIGHT)
     phi = phi.clamp(max=Phi)
@@ -427,7 +436,8 @@ def kinetic_optimal_path(
     times = phi.sin() / (phi.sin() + (Phi - phi).sin())
     b = 2 * (1 - math.cos(Phi))
     slope = math.sin(Phi) / ((1 - b * times * (1 - times)) * root)
-    return KineticOptimalPath(times, theta, slope, Phi, b, float(gamma_min), separation.scaling)
+    span = float(times[begin]), 1.0
+    return KineticOptimalPath(times, theta, slope, Phi, b, float(gamma_min), separation.scaling, span)
 
 
 def _descended(separation: DataSeparation, gamma: Tensor, gamma_min: float) -> KineticOptimalPath:
@@ -477,8 +487,8 @@ def kinetic_energy(path: GaussianPath, separation: DataSeparation, n_grid: int =
     .. math:: \int \tfrac1d\, \mathbb E\,\lVert u_t(x_t)\rVert^2\,dt = \int \dot a^2 + \dot m^2\,dt
         - \int \Bigl(\dot a - a \frac{\dot m}{m}\Bigr)^2 \bigl(1 - \lambda(a / m)\bigr)\,dt
 
-    over the path's `span`, in polar coordinates, where nothing cancels. (The energy of `VP` grows like a logarithm as
-    its span nears 1.)
+    from t = 0 to the end of the path's `span`, in polar coordinates, where nothing cancels. (The energy of `VP` grows
+    like a logarithm as its span nears 1.)
 
     Args:
         path: any Gaussian path, with a and m nonnegative.
@@ -519,13 +529,13 @@ def conditional_energy(path: GaussianPath, n_grid: int = 4000) -> float:
 
 
 def _nodes(path: GaussianPath, n_grid: int) -> tuple[Tensor, Tensor]:
-    """Midpoints of an integral over the span of a path, dense at both ends, and their weights."""
+    """Midpoints of an integral to the end of the span of a path, dense at both ends, and their weights."""
     if not is_count(n_grid):
         refuse("n_grid", "a positive number of nodes", repr(n_grid))
-    begin, end = path.span
+    end = path.span[1]
     w = (torch.arange(n_grid, dtype=torch.float64) + 0.5) / n_grid
-    t = begin + (end - begin) * (w - (2 * math.pi * w).sin() / (2 * math.pi))
-    return t, (end - begin) * (1 - (2 * math.pi * w).cos()) / n_grid
+    t = end * (w - (2 * math.pi * w).sin() / (2 * math.pi))
+    return t, end * (1 - (2 * math.pi * w).cos()) / n_grid
 
 
 def empirical_velocity(
