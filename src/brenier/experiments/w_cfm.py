@@ -414,7 +414,7 @@ def _plane_figures(parts: _Run, found: dict[str, list[_Judged]], models: dict[st
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), sharex=True, sharey=True)
     for ax, name in zip(axes, shown):
         with torch.no_grad():
-            way = sample_ode(models[name], x0, steps=50, return_trajectory=True)
+            way = sample_ode(models[name], x0, steps=50, return_trajectory=True).numpy()
         ax.plot(way[:, :, 0], way[:, :, 1], color="0.6", linewidth=0.3, zorder=1)
         for points, colour in ((way[0], "#2b6cb0"), (way[-1], "#dd6b20")):
             ax.scatter(points[:, 0], points[:, 1], s=4, color=colour, linewidths=0, zorder=2)
@@ -698,7 +698,7 @@ def _tilted(parts: _Run, pictures: _Pictures, epsilon: float) -> float:
 def _picture(report: Report, samples: dict[str, Tensor], side: int) -> None:
     figure, axes = plt.subplots(len(samples), 1, figsize=(8, 1.3 * len(samples)))
     for ax, (name, images) in zip(axes, samples.items()):
-        ax.imshow(torch.cat(list(images.reshape(-1, side, side)), 1), cmap="gray", vmin=-1, vmax=1)
+        ax.imshow(torch.cat(list(images.reshape(-1, side, side)), 1).numpy(), cmap="gray", vmin=-1, vmax=1)
         ax.set_title(name, fontsize=8)
         ax.axis("off")
     report.figure("samples", "(C) The same noise after 8 Euler steps, first seed.", figure)
