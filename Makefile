@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 BENCH := .venv-bench
 BENCHES := $(addprefix bench-,exact assignment kernels tiny batches large sliced barycentres low-rank adaptation \
-  dynamic losses decoding semidiscrete structure entropic)
+  dynamic losses couplings decoding semidiscrete structure entropic)
 
 .PHONY: demo test lint docs bench bench-quick $(BENCHES) smoke sanitize pure clean
 
@@ -89,6 +89,9 @@ bench-semidiscrete: $(BENCH)/.bench ## 10,000 atoms in the plane, and in 64 dime
 bench-losses: $(BENCH)/.bench ## The Sinkhorn divergence and its gradient, and that SamplesLoss is the one of GeomLoss
 	$(BENCH)/bin/python benchmarks/losses.py --agree
 	$(BENCH)/bin/python benchmarks/losses.py --json results/losses.json
+
+bench-couplings: $(BENCH)/.bench ## Pairs for flow matching, of minibatches and pools, and a training loop
+	$(BENCH)/bin/python benchmarks/couplings.py --json results/couplings.json
 
 SANITIZED := .venv-sanitize
 sanitize: ## The native engine with address and undefined-behaviour sanitizers, under a part of the tests
