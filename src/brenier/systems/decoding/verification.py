@@ -68,6 +68,15 @@ class Verification(ABC):
         """The expected length of each block given the tree, exactly; its mean over trees is the block efficiency."""
         return tree.per_prompt(self.outcomes(tree).sum(-1) * (tree.depth + 1))
 
+    def efficiency_by_depth(self, tree: DraftTree) -> Tensor:  # (B, L + 1)
+        """The block efficiency of the first 0, 1, ..., L levels of the tree; the last of them is that of the tree.
+
+        Raises:
+            InvalidInput: as for `DraftTree.part`.
+        """
+        parts = (tree.part(tree.branching[:, :n]) for n in range(tree.branching.shape[1] + 1))
+        return torch.stack([self.block_efficiency(part) for part in parts], 1)
+
     def _laws(self, tree: DraftTree) -> tuple[Tensor, Tensor]:
         """Target and draft laws, the first in place of the second where nothing was drawn."""
         if tree.p is None:
@@ -98,9 +107,19 @@ class TopDown(Verification):
 
     def outcomes(self, tree: DraftTree) -> Tensor:
         """The law of the outcome given the tree, (N, V)."""
-        law = self.selector.branching(*self._laws(tree), tree.drafts)
-        visited = tree.product_along(tree.along(law))
+        law, visited = self._walk(tree)
         return torch.where(member(tree.drafts, law.shape[-1]), 0, law) * visited.unsqueeze(1)
+
+    def efficiency_by_depth(self, tree: DraftTree) -> Tensor:
+        """The block efficiency of the first 0, 1, ..., L levels of the tree, (B, L + 1), all from one walk."""
+        _, visited = self._walk(tree)  # levels below change nothing above
+        by_depth = visited.new_zeros(tree.n_prompts, tree.branching.shape[1] + 1)
+        return by_depth.index_put((tree.prompt, tree.depth), visited, accumulate=True).cumsum(1)
+
+    def _walk(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N, V), (N,)
+        """The law of the token that is selected at each node, and the probability that the walk comes to it."""
+        law = self.selector.branching(*self._laws(tree), tree.drafts)
+        return law, tree.product_along(tree.along(law))
 
     def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
         """Draw the outcome for each prompt."""
