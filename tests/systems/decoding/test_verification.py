@@ -15,6 +15,7 @@ from brenier.systems.decoding.verification import (
     Block,
     TopDown,
     Traversal,
+    Verification,
     block_efficiency_bound,
     find_verification,
 )
@@ -100,9 +101,8 @@ def test_outcomes_are_laws_and_end_where_they_may(generator):
             assert float(outcomes[at[0], tree.drafts[at]].max()) == 0
 
 
-@pytest.mark.parametrize("method", [*INDEPENDENT, "specinfer-without-replacement", "greedy"])
+@pytest.mark.parametrize("method", [*INDEPENDENT, *DIFFERENT])
 def test_efficiency_by_depth_is_that_of_shorter_trees(method, generator):
-    """Against the tree with the nodes below a depth cut off by hand, as new leaves."""
     world = World(8, vocab_size=4, length=3)
     verification = find_verification(method)
     rows = branching_matrix([(3, 2, 1)] * 10 + [(1, 1)] * 3)
@@ -111,20 +111,16 @@ def test_efficiency_by_depth_is_that_of_shorter_trees(method, generator):
     assert found.shape == (13, 4)
     torch.testing.assert_close(found[:, 3], verification.block_efficiency(tree), rtol=0, atol=1e-12)
     torch.testing.assert_close(found[:, 0], torch.ones(13).double(), rtol=0, atol=1e-12)
+    if method != "greedy":
+        # the definition: trees whose lower levels were left out
+        torch.testing.assert_close(found, Verification.efficiency_by_depth(verification, tree), rtol=0, atol=1e-12)
+        return
     for depth in (1, 2):
         inner = (tree.depth < depth).unsqueeze(1)
-        cut = replace(
-            tree, drafts=torch.where(inner, tree.drafts, -1), children=torch.where(inner, tree.children, -1)
-        )
-        outcomes = verification.outcomes(cut)
-        # nodes below are in the tree still, but no block gets there
+        drafts, children = (torch.where(inner, t, -1) for t in (tree.drafts, tree.children))
+        outcomes = verification.outcomes(replace(tree, drafts=drafts, children=children))
         lengths = tree.per_prompt(torch.where(tree.depth <= depth, outcomes.sum(-1) * (tree.depth + 1), 0))
-        if method != "traversal":
-            torch.testing.assert_close(found[:, depth], lengths, rtol=0, atol=1e-12)
-        else:
-            torch.testing.assert_close(
-                found[:, depth], verification.block_efficiency(tree.part(rows[:, :depth])), rtol=0, atol=1e-12
-            )
+        torch.testing.assert_close(found[:, depth], lengths, rtol=0, atol=1e-12)
 
 
 def test_one_path_traversal_is_block_verification(generator, monkeypatch):
