@@ -291,10 +291,16 @@ class TorchLM:
         """Logits after nodes of a tree, from the rows of those of them that no other one goes through."""
         if self.max_length is not None:
             return self.logits(_rows(contexts, tree, nodes))
-        above = tree.ancestors[nodes][:, nodes]  # whether the second is on the way to the first
-        ends = above.sum(0) == 1  # nobody's way but its own
-        out = self._forward(_rows(contexts, tree, nodes[ends]))
-        row = above[ends].int().argmax(0)  # a row that goes through each node
+        chosen = torch.zeros(len(tree), dtype=torch.bool, device=nodes.device)
+        chosen[nodes] = True
+        end = torch.full_like(tree.depth, -1)  # for each node a last one of these nodes below it, or itself
+        for level in reversed(tree.levels):
+            own = level[chosen[level] & (end[level] < 0)]
+            end[own] = own
+            inner = level[(tree.depth[level] > 0) & (end[level] >= 0)]
+            end[tree.parent[inner]] = end[inner]
+        ends, row = end[nodes].unique(return_inverse=True)
+        out = self._forward(_rows(contexts, tree, ends))
         lengths = torch.tensor([len(context) for context in contexts], device=nodes.device)
         return out[row, lengths[tree.prompt[nodes]] + tree.depth[nodes] - 1]
 
