@@ -423,7 +423,7 @@ def train_selector(
         refuse("held_back", "a share in [0, 1) that leaves roots to train on", f"{held_back} of {len(traces)}")
     scalars = traces.features.timed(time)
     efficiencies, times = traces.efficiencies.float(), seconds.float()
-    losses = []
+    losses: list[float] = []
     with torch.random.fork_rng(devices=[]):  # weights and dropout are drawn from the global state
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         selector = DelayAndBranchSelector(

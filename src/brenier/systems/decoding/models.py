@@ -15,6 +15,8 @@ from .tree import DraftTree
 
 __all__ = ["ByDepth", "LanguageModel", "NGramLM", "TorchLM", "TreeScorer", "tree_logits"]
 
+_KEPT = 2**21  # probabilities of one order that an n-gram model keeps in a table
+
 
 class LanguageModel(Protocol):
     """Anything that knows what comes next."""
@@ -81,7 +83,8 @@ class NGramLM:
     Raises:
         InvalidInput: no tokens, tokens outside 0..V-1, or order < 1.
 
-    Complexity: sorts of all tokens, one for each order; memory O(order x tokens). A prediction costs O(order V).
+    Complexity: sorts of all tokens, one for each order; memory O(order x tokens), and tables of at most 16 MB for each low
+    order. A prediction costs O(V) for each order beyond.
 
     Reference: Witten & Bell (1991), The zero-frequency problem: estimating the probabilities of novel events in
     adaptive text compression.
@@ -122,6 +125,12 @@ class NGramLM:
             bounds = torch.arange(n_histories + 1) * vocab_size
             self._starts.append(torch.searchsorted(pairs, bounds))
             self._next.append((pairs % vocab_size, counts))
+        # the laws of short histories are few, and kept
+        self._laws = [self._interpolated(torch.full((1, vocab_size), 1 / vocab_size, dtype=torch.float64), torch.tensor([0]), 0)]
+        for m, keys in enumerate(self._keys, start=1):
+            if len(keys) * vocab_size > _KEPT:
+                break
+            self._laws.append(self._interpolated(self._laws[-1][keys // vocab_size], torch.arange(len(keys)), m))
 
     def shortened(self, order: int) -> NGramLM:
         """The model of a lower order from the same counts, which are shared.
@@ -161,20 +170,27 @@ class NGramLM:
 
     def _newest(self, contexts: Sequence[Tensor]) -> Tensor:  # (n, order - 1), and one column at least
         """What a prediction sees of each context, the newest token first, padded with -1."""
-        recent = torch.full((len(contexts), max(self.order - 1, 1)), -1)
-        for row, context in zip(recent, contexts):
-            newest = context[-(self.order - 1) :].flip(0) if self.order > 1 else context[:0]
-            row[: len(newest)] = newest
-        return recent
+        tails = [context[max(len(context) - self.order + 1, 0) :] for context in contexts]
+        lengths = torch.tensor([len(tail) for tail in tails], dtype=torch.long).unsqueeze(1)
+        tokens = torch.cat([*tails, torch.zeros(1, dtype=torch.long)])
+        back = torch.arange(max(self.order - 1, 1))
+        inside = back < lengths
+        return torch.where(inside, tokens[torch.where(inside, lengths.cumsum(0) - 1 - back, 0)], -1)
 
     def _law(self, recent: Tensor) -> Tensor:  # (n, V)
-        law = torch.full((len(recent), self.vocab_size), 1 / self.vocab_size, dtype=torch.float64)
-        history = torch.zeros(len(recent), dtype=torch.long)
-        for m in range(self.order):
-            if m:
-                history = self._lengthened(history, recent[:, m - 1], self._keys[m - 1])
-            rows = (history >= 0).nonzero().squeeze(1)
-            law[rows] = self._interpolated(law[rows], history[rows], m)
+        histories = [torch.zeros(len(recent), dtype=torch.long)]  # of each length, -1 if it was never seen
+        for m in range(1, self.order):
+            histories.append(self._lengthened(histories[-1], recent[:, m - 1], self._keys[m - 1]))
+        law = torch.empty(len(recent), self.vocab_size, dtype=torch.float64)
+        known = min(self.order, len(self._laws))
+        for m in range(known):
+            last = histories[m] >= 0
+            if m + 1 < known:
+                last &= histories[m + 1] < 0
+            law[last] = self._laws[m][histories[m][last]]
+        for m in range(known, self.order):
+            rows = (histories[m] >= 0).nonzero().squeeze(1)
+            law[rows] = self._interpolated(law[rows], histories[m][rows], m)
         return law
 
     def _lengthened(self, history: Tensor, older: Tensor, keys: Tensor) -> Tensor:

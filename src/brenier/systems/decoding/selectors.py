@@ -365,14 +365,14 @@ class SpecInferSelector(TokenSelector):
         return "with_replacement" if self.replacement else "without_replacement"
 
     def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
-        p, accept = p.clone(), torch.zeros_like(drafts, dtype=p.dtype)
+        p, q, accept = p.clone(), q if self.replacement else q.clone(), torch.zeros_like(drafts, dtype=p.dtype)
         for j in range(drafts.shape[-1]):
             on = drafts[..., j] >= 0  # in a tree few nodes have many drafts
             x, target, draft = drafts[..., j][on].unsqueeze(-1), p[on], q[on]
             accept[..., j][on] = _ratio(target, draft, x).squeeze(-1)
             p[on] = _residual(target - draft, target)
             if not self.replacement:
-                q = q.index_put((on,), without(draft, x))
+                q[on] = without(draft, x)
         return _in_order(drafts, accept, p)
 
     def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor | None:
