@@ -2,8 +2,8 @@
 
 One process, one thread. Laws are softmaxes of Gaussian logits; the draft's are the target's with noise. Times are the
 least of several rounds; as a yardstick each is also given in passes over the laws (one float64 softmax of both), in
-the same run. Then the block efficiency of methods on the same trees is compared with the bound, and the estimates of all
-actions of delayed trees from shared trees with those from trees of their own.
+the same run. Then the block efficiency of methods on the same trees is compared with the bound, and the estimates of
+all actions of delayed trees from shared trees with those from trees of their own.
 
     python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152]
 """
@@ -116,7 +116,8 @@ def main():
     _, alone = least(lambda: [estimate([action]) for action in some], rounds)
     nodes = sum(action.trunk_length + action.num_drafts * action.branch_length for action in some)
     scale = len(actions) / len(some) / len(contexts)
-    print(f"| each action alone (from {len(some)}) | {nodes * len(actions) / len(some):.0f} | {1e3 * alone * scale:.1f} |")
+    nodes *= len(actions) / len(some)
+    print(f"| each action alone (from {len(some)}) | {nodes:.0f} | {1e3 * alone * scale:.1f} |")
     _, shared = least(lambda: estimate(actions), rounds)
     nodes = sum(trunk + 32 for trunk in range(9)) + 16
     print(f"| all {len(actions)} from shared trees | {nodes} | {1e3 * shared / len(contexts):.1f} |")

@@ -83,8 +83,8 @@ class NGramLM:
     Raises:
         InvalidInput: no tokens, tokens outside 0..V-1, or order < 1.
 
-    Complexity: sorts of all tokens, one for each order; memory O(order x tokens), and tables of at most 16 MB for each low
-    order. A prediction costs O(V) for each order beyond.
+    Complexity: sorts of all tokens, one for each order; memory O(order x tokens), and a table of at most 16 MB for each
+    low order. A prediction costs O(V) for each order beyond these.
 
     Reference: Witten & Bell (1991), The zero-frequency problem: estimating the probabilities of novel events in
     adaptive text compression.
@@ -126,7 +126,8 @@ class NGramLM:
             self._starts.append(torch.searchsorted(pairs, bounds))
             self._next.append((pairs % vocab_size, counts))
         # the laws of short histories are few, and kept
-        self._laws = [self._interpolated(torch.full((1, vocab_size), 1 / vocab_size, dtype=torch.float64), torch.tensor([0]), 0)]
+        uniform = torch.full((1, vocab_size), 1 / vocab_size, dtype=torch.float64)
+        self._laws = [self._interpolated(uniform, torch.tensor([0]), 0)]
         for m, keys in enumerate(self._keys, start=1):
             if len(keys) * vocab_size > _KEPT:
                 break
