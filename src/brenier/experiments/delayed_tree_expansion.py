@@ -585,7 +585,7 @@ def _decoded(
     pair: Pair,
     test_roots: list[Tensor],
     setting: tuple[float, float],
-    policies: tuple[Action, Action, DelayPolicy, Action],
+    policies: Sequence[Action | DelayPolicy],
     generator: torch.Generator,
 ) -> None:
     """The same policies in the loop, where equal drafts cost the target once."""

@@ -186,6 +186,7 @@ class DelayAndBranchSelector(nn.Module):
 
     Example:
         >>> import torch
+        >>> from brenier.systems.decoding.delayed_tree_expansion import all_actions
         >>> actions = all_actions(2, 1, 2)
         >>> selector = DelayAndBranchSelector(actions, base=3)
         >>> selector.select(torch.zeros(1, 11)) == [actions[3]]
