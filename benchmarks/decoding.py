@@ -2,7 +2,8 @@
 
 One process, one thread. Laws are softmaxes of Gaussian logits; the draft's are the target's with noise. Times are the
 least of several rounds; as a yardstick each is also given in passes over the laws (one float64 softmax of both), in
-the same run. The last part compares the block efficiency of methods on the same trees with the bound.
+the same run. Then the block efficiency of methods on the same trees is compared with the bound, and the estimates of
+all actions of delayed trees from shared trees with those from trees of their own.
 
     python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152]
 """
@@ -17,6 +18,8 @@ import time  # noqa: E402
 
 import torch  # noqa: E402
 
+from brenier.experiments.ngrams import characters  # noqa: E402
+from brenier.systems.decoding.delayed_tree_expansion import all_actions, block_efficiencies  # noqa: E402
 from brenier.systems.decoding.optimal_mdsd import otm_acceptance  # noqa: E402
 from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector  # noqa: E402
 from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree  # noqa: E402
@@ -99,6 +102,25 @@ def main():
         mean = float(find_verification(method).block_efficiency(tree).mean())
         print(f"| {method} | {mean:.3f} | {mean / bound:.3f} |")
     print(f"| bound | {bound:.3f} | 1 |")
+
+    print("\nBlock efficiency of delayed trees, SpecInfer, n-grams over characters, milliseconds a context\n")
+    print("| what | nodes a context | milliseconds |\n|---|---|---|")
+    pair = characters()
+    contexts = pair.prompts(64, generator)
+    actions = all_actions()
+
+    def estimate(chosen):
+        block_efficiencies(pair.target, pair.draft, contexts, chosen, method="specinfer", trees=1, generator=generator)
+
+    some = actions[::10]
+    _, alone = least(lambda: [estimate([action]) for action in some], rounds)
+    nodes = sum(action.trunk_length + action.num_drafts * action.branch_length for action in some)
+    scale = len(actions) / len(some) / len(contexts)
+    nodes *= len(actions) / len(some)
+    print(f"| each action alone (from {len(some)}) | {nodes:.0f} | {1e3 * alone * scale:.1f} |")
+    _, shared = least(lambda: estimate(actions), rounds)
+    nodes = sum(trunk + 32 for trunk in range(9)) + 16
+    print(f"| all {len(actions)} from shared trees | {nodes} | {1e3 * shared / len(contexts):.1f} |")
 
 
 if __name__ == "__main__":

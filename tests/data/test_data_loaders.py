@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from brenier import data
-from brenier.data import DataUnavailable, _images
+from brenier.data import DataUnavailable, _images, _text
 
 Load = Callable[..., Any]
 
@@ -215,6 +215,19 @@ def test_flow_cytometry_wells(load_or_skip: Load) -> None:
     red = {well: np.median(cloud[:, 10]) for well, cloud in zip(got.wells, got.clouds, strict=True)}
     np.testing.assert_allclose(red["RFP-B3"], 1625.6535644)
     np.testing.assert_allclose(red["CFP-A4"], 28.8257170)
+
+
+def test_untagged() -> None:
+    lines = "\n\n\tThe/at fee/nn is/bez 1/2/cd ``/`` net/jj ''/'' ./.\n\n\tYes/rb ./.\n"
+    assert _text.untagged(lines) == "The fee is 1/2 `` net '' .\nYes ."
+
+
+def test_brown_corpus(load_or_skip: Load) -> None:
+    got = load_or_skip(data.brown_corpus)
+    assert list(got) == sorted(got)
+    assert len(got) == 500
+    assert got["ca01"].startswith("The Fulton County Grand Jury said Friday an investigation of Atlanta's recent")
+    assert 1_150_000 < sum(len(text.split()) for text in got.values()) < 1_170_000
 
 
 def test_python_topics() -> None:

@@ -38,6 +38,7 @@ def test_every_set_tells_source_licence_size_and_shapes(entry: DatasetInfo) -> N
 
 def test_every_public_loader_is_registered() -> None:
     assert [entry.slug for entry in list_datasets()] == [
+        "brown-corpus",
         "colour-photographs",
         "digit-clouds",
         "digits",

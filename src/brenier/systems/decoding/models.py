@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,9 @@ from ..._inputs import is_count
 from ...errors import refuse
 from .tree import DraftTree
 
-__all__ = ["LanguageModel", "NGramLM", "TorchLM", "TreeScorer", "tree_logits"]
+__all__ = ["ByDepth", "LanguageModel", "NGramLM", "TorchLM", "TreeScorer", "tree_logits"]
+
+_KEPT = 2**21  # probabilities of one order that an n-gram model keeps in a table
 
 
 class LanguageModel(Protocol):
@@ -80,7 +83,8 @@ class NGramLM:
     Raises:
         InvalidInput: no tokens, tokens outside 0..V-1, or order < 1.
 
-    Complexity: sorts of all tokens, one for each order; memory O(order x tokens). A prediction costs O(order V).
+    Complexity: sorts of all tokens, one for each order; memory O(order x tokens), and a table of at most 16 MB for each
+    low order. A prediction costs O(V) for each order beyond these.
 
     Reference: Witten & Bell (1991), The zero-frequency problem: estimating the probabilities of novel events in
     adaptive text compression.
@@ -121,24 +125,74 @@ class NGramLM:
             bounds = torch.arange(n_histories + 1) * vocab_size
             self._starts.append(torch.searchsorted(pairs, bounds))
             self._next.append((pairs % vocab_size, counts))
+        # the laws of short histories are few, and kept
+        uniform = torch.full((1, vocab_size), 1 / vocab_size, dtype=torch.float64)
+        self._laws = [self._interpolated(uniform, torch.tensor([0]), 0)]
+        for m, keys in enumerate(self._keys, start=1):
+            if len(keys) * vocab_size > _KEPT:
+                break
+            self._laws.append(self._interpolated(self._laws[-1][keys // vocab_size], torch.arange(len(keys)), m))
+
+    def shortened(self, order: int) -> NGramLM:
+        """The model of a lower order from the same counts, which are shared.
+
+        Raises:
+            InvalidInput: an order that is none, or above the model's own.
+        """
+        if not is_count(order) or order > self.order:
+            refuse("order", f"an integer 1..{self.order}", repr(order))
+        model = copy.copy(self)
+        model.order = order
+        return model
 
     def logits(
         self,
         contexts: Sequence[Tensor],  # n tensors (length,)
     ) -> Tensor:  # (n, V), float64
         """Logarithms of the laws of the next token."""
-        recent = torch.full((len(contexts), max(self.order - 1, 1)), -1)  # the newest token first
-        for row, context in zip(recent, contexts):
-            newest = context[-(self.order - 1) :].flip(0) if self.order > 1 else context[:0]
-            row[: len(newest)] = newest
-        law = torch.full((len(contexts), self.vocab_size), 1 / self.vocab_size, dtype=torch.float64)
-        history = torch.zeros(len(contexts), dtype=torch.long)
-        for m in range(self.order):
-            if m:
-                history = self._lengthened(history, recent[:, m - 1], self._keys[m - 1])
-            rows = (history >= 0).nonzero().squeeze(1)
-            law[rows] = self._interpolated(law[rows], history[rows], m)
-        return law.log()
+        return self._law(self._newest(contexts)).log()
+
+    def tree_logits(
+        self,
+        contexts: Sequence[Tensor],  # B tensors (length,), one for each prompt
+        tree: DraftTree,
+        nodes: Tensor,  # (n,)
+    ) -> Tensor:  # (n, V), float64
+        """Logarithms of the laws after nodes of a tree, whose histories are read on the way up, all at once."""
+        before = self._newest(contexts)
+        recent = before.new_empty(len(nodes), before.shape[1])
+        at, beyond = nodes, torch.zeros_like(nodes)  # the node to read, and tokens of the prompt that were read
+        for j in range(recent.shape[1]):
+            inside = tree.depth[at] > 0
+            recent[:, j] = torch.where(inside, tree.tokens[at], before[tree.prompt[at], beyond])
+            beyond = beyond + ~inside
+            at = torch.where(inside, tree.parent[at], at)
+        return self._law(recent).log()
+
+    def _newest(self, contexts: Sequence[Tensor]) -> Tensor:  # (n, order - 1), and one column at least
+        """What a prediction sees of each context, the newest token first, padded with -1."""
+        tails = [context[max(len(context) - self.order + 1, 0) :] for context in contexts]
+        lengths = torch.tensor([len(tail) for tail in tails], dtype=torch.long).unsqueeze(1)
+        tokens = torch.cat([*tails, torch.zeros(1, dtype=torch.long)])
+        back = torch.arange(max(self.order - 1, 1))
+        inside = back < lengths
+        return torch.where(inside, tokens[torch.where(inside, lengths.cumsum(0) - 1 - back, 0)], -1)
+
+    def _law(self, recent: Tensor) -> Tensor:  # (n, V)
+        histories = [torch.zeros(len(recent), dtype=torch.long)]  # of each length, -1 if it was never seen
+        for m in range(1, self.order):
+            histories.append(self._lengthened(histories[-1], recent[:, m - 1], self._keys[m - 1]))
+        law = torch.empty(len(recent), self.vocab_size, dtype=torch.float64)
+        known = min(self.order, len(self._laws))
+        for m in range(known):
+            last = histories[m] >= 0
+            if m + 1 < known:
+                last &= histories[m + 1] < 0
+            law[last] = self._laws[m][histories[m][last]]
+        for m in range(known, self.order):
+            rows = (histories[m] >= 0).nonzero().squeeze(1)
+            law[rows] = self._interpolated(law[rows], histories[m][rows], m)
+        return law
 
     def _lengthened(self, history: Tensor, older: Tensor, keys: Tensor) -> Tensor:
         """The ids of histories with one more token; -1 for those that were never seen."""
@@ -157,6 +211,52 @@ class NGramLM:
         found[row, following[entry]] = counts[entry].to(law.dtype)
         types = kinds.unsqueeze(1)
         return (found + types * law) / (found.sum(1, keepdim=True) + types)
+
+
+class ByDepth:
+    """A draft model with one model for each depth of the tree, the last of them from there on.
+
+    This is how a draft is made that knows less the further it is from the text that was verified, as heads on the
+    target's last state do: depth 0 is the law after the text itself.
+
+    Args:
+        models: language models over one vocabulary.
+
+    Raises:
+        InvalidInput: no models, or different vocabularies.
+
+    Example:
+        >>> import torch
+        >>> model = NGramLM([[0, 1, 2, 0, 1, 2]], vocab_size=3, order=3)
+        >>> ByDepth([model, model.shortened(1)]).logits([torch.tensor([0, 1])]).argmax()
+        tensor(2)
+    """
+
+    def __init__(self, models: Sequence[LanguageModel]) -> None:
+        sizes = {model.vocab_size for model in models}
+        if len(sizes) != 1:
+            refuse("models", "at least one, over one vocabulary", f"vocabularies of {sorted(sizes)} tokens")
+        self.models, self.vocab_size = tuple(models), sizes.pop()
+
+    def logits(
+        self,
+        contexts: Sequence[Tensor],  # n tensors (length,)
+    ) -> Tensor:  # (n, V)
+        """Logits of the token after each context, by the first model."""
+        return self.models[0].logits(contexts)
+
+    def tree_logits(
+        self,
+        contexts: Sequence[Tensor],  # B tensors (length,), one for each prompt
+        tree: DraftTree,
+        nodes: Tensor,  # (n,)
+    ) -> Tensor:  # (n, V), float64
+        """Logits after nodes of a tree, each by the model of its depth."""
+        which = tree.depth[nodes].clamp(max=len(self.models) - 1)
+        out = torch.zeros(len(nodes), self.vocab_size, dtype=torch.float64, device=nodes.device)
+        for i in which.unique().tolist():
+            out[which == i] = tree_logits(self.models[i], contexts, tree, nodes[which == i]).double()
+        return out
 
 
 class TorchLM:
@@ -208,10 +308,16 @@ class TorchLM:
         """Logits after nodes of a tree, from the rows of those of them that no other one goes through."""
         if self.max_length is not None:
             return self.logits(_rows(contexts, tree, nodes))
-        above = tree.ancestors[nodes][:, nodes]  # whether the second is on the way to the first
-        ends = above.sum(0) == 1  # nobody's way but its own
-        out = self._forward(_rows(contexts, tree, nodes[ends]))
-        row = above[ends].int().argmax(0)  # a row that goes through each node
+        chosen = torch.zeros(len(tree), dtype=torch.bool, device=nodes.device)
+        chosen[nodes] = True
+        end = torch.full_like(tree.depth, -1)  # for each node a last one of these nodes below it, or itself
+        for level in reversed(tree.levels):
+            own = level[chosen[level] & (end[level] < 0)]
+            end[own] = own
+            inner = level[(tree.depth[level] > 0) & (end[level] >= 0)]
+            end[tree.parent[inner]] = end[inner]
+        ends, row = end[nodes].unique(return_inverse=True)
+        out = self._forward(_rows(contexts, tree, ends))
         lengths = torch.tensor([len(context) for context in contexts], device=nodes.device)
         return out[row, lengths[tree.prompt[nodes]] + tree.depth[nodes] - 1]
 

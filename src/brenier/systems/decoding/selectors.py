@@ -277,7 +277,12 @@ def kseq_division_factor(
 
 
 def _division_factor(p: Tensor, q: Tensor, k: Tensor, tol: float) -> Tensor:
-    k = k.clamp(min=1).to(p.dtype)
+    several = k > 1
+    if not bool(several.all()):  # of one draft it is 1, and in a tree most nodes have one
+        rho = torch.ones_like(k, dtype=p.dtype)
+        rho[several] = _division_factor(p[several], q[several], k[several], tol)
+        return rho
+    k = k.to(p.dtype)
     low, high = torch.ones_like(k), k.clone()
     halvings = math.ceil(math.log2(max(float(k.max()) - 1, tol) / tol)) if k.numel() else 0
     for _ in range(halvings):
@@ -360,14 +365,15 @@ class SpecInferSelector(TokenSelector):
         return "with_replacement" if self.replacement else "without_replacement"
 
     def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
-        accept = []
+        p, q, accept = p.clone(), q if self.replacement else q.clone(), torch.zeros_like(drafts, dtype=p.dtype)
         for j in range(drafts.shape[-1]):
-            x = drafts[..., j : j + 1]
-            accept.append(_ratio(p, q, x))
-            p = torch.where(x >= 0, _residual(p - q, p), p)
+            on = drafts[..., j] >= 0  # in a tree few nodes have many drafts
+            x, target, draft = drafts[..., j][on].unsqueeze(-1), p[on], q[on]
+            accept[..., j][on] = _ratio(target, draft, x).squeeze(-1)
+            p[on] = _residual(target - draft, target)
             if not self.replacement:
-                q = torch.where(x >= 0, without(q, x), q)
-        return _in_order(drafts, torch.cat(accept, -1) if accept else p[..., :0], p)
+                q[on] = without(draft, x)
+        return _in_order(drafts, accept, p)
 
     def _rate(self, p: Tensor, q: Tensor, k: int) -> Tensor | None:
         if not self.replacement and k > 1:

@@ -127,6 +127,58 @@ class DraftTree:
             refuse("p", f"one law for each node, {tuple(self.q.shape)}", f"shape {tuple(p.shape)}")
         return replace(self, p=p)
 
+    def part(
+        self,
+        branching: Tensor,  # (B, L)
+    ) -> DraftTree:
+        """The tree that the same draws give with fewer drafts a level, or fewer levels: the first drafts of each node.
+
+        Its law is that of a tree which is drawn with this branching, so that one tree, scored once, stands for many
+        smaller ones.
+
+        Args:
+            branching: drafts of each level, nowhere more than the tree's own; levels that are left out have none.
+
+        Raises:
+            InvalidInput: more drafts than the tree has, or greedy drafts, the last of which has a law of its own.
+
+        Complexity: O(N V) time and memory, for the laws of the nodes that are left.
+        """
+        if self.scheme == "greedy":
+            refuse("tree", "drafts drawn with or without replacement", "'greedy' ones")
+        missing = self.branching.shape[1] - branching.shape[-1]
+        fits = branching.dim() == 2 and len(branching) == self.n_prompts and missing >= 0
+        if not fits or bool(((branching < 0) | (branching > self.branching[:, : branching.shape[-1]])).any()):
+            got = f"shape {tuple(branching.shape)}" + (", with more drafts" if fits else "")
+            refuse("branching", f"at most that of the tree, of shape {tuple(self.branching.shape)}", got)
+        k = pad(branching, (0, missing + 1))
+        slots = torch.arange(self.drafts.shape[1], device=self.tokens.device)
+        draws = (self.depth == 0).long()  # that are left, of each node
+        kept = torch.zeros_like(self.drafts, dtype=torch.bool)
+        for depth, nodes in enumerate(self.levels):
+            # which of the draws of a node are left does not depend on what they drew: take the first
+            count = draws[nodes] * k[self.prompt[nodes], depth]
+            kept[nodes] = (slots < count.unsqueeze(1)) & (self.drafts[nodes] >= 0)
+            into = self.children[nodes][kept[nodes]]
+            draws.index_add_(0, into, torch.ones_like(into))
+        left = draws > 0
+        place = left.cumsum(0) - 1
+        kept = kept[left]
+        width = int(kept.sum(1).max()) if len(kept) else 0
+        kept, parent = kept[:, :width], self.parent[left]
+        return DraftTree(
+            tokens=self.tokens[left],
+            parent=torch.where(parent < 0, -1, place[parent]),
+            depth=self.depth[left],
+            prompt=self.prompt[left],
+            drafts=torch.where(kept, self.drafts[left, :width], -1),
+            children=torch.where(kept, place[self.children[left, :width]], -1),
+            branching=branching,
+            scheme=self.scheme,
+            q=torch.where(kept.any(1, keepdim=True), self.q[left], 0),
+            p=None if self.p is None else self.p[left],
+        )
+
 
 def delayed(num_drafts: int, trunk_length: int, branch_length: int) -> tuple[int, ...]:
     """The branching of a delayed tree: one path of `trunk_length`, then `num_drafts` independent ones from its end.
@@ -168,6 +220,7 @@ def draft_tree(
     vocab_size: int,
     *,
     scheme: Scheme = "with_replacement",
+    sampler: Callable[[Tensor, Tensor, Scheme, torch.Generator | None], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> DraftTree:
     """Draw a tree, level by level, with one call of the draft model a level.
@@ -180,6 +233,7 @@ def draft_tree(
         branching: drafts of each level, for each prompt, 0 from where a prompt's drafts end; see `branching_matrix`.
         vocab_size: V.
         scheme: how the drafts of a node are drawn, see `sample_drafts`.
+        sampler: draws them, with the signature of `sample_drafts`, which it is when None; to script the draws.
         generator: of the draws.
 
     Raises:
@@ -221,7 +275,7 @@ def draft_tree(
         drawn = k.new_full((len(nodes), width), -1)
         if width:
             q[inner] = law(tree, nodes[inner])
-            drawn[inner] = sample_drafts(q[inner], k[inner], scheme, generator)
+            drawn[inner] = (sampler or sample_drafts)(q[inner], k[inner], scheme, generator)
         equal = (drawn.unsqueeze(2) == drawn.unsqueeze(1)) & (drawn >= 0).unsqueeze(1)
         first = equal.int().argmax(-1) if width else drawn  # the first slot with the same token
         row, slot = ((first == torch.arange(width, device=device)) & (drawn >= 0)).nonzero(as_tuple=True)

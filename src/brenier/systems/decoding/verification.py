@@ -68,6 +68,15 @@ class Verification(ABC):
         """The expected length of each block given the tree, exactly; its mean over trees is the block efficiency."""
         return tree.per_prompt(self.outcomes(tree).sum(-1) * (tree.depth + 1))
 
+    def efficiency_by_depth(self, tree: DraftTree) -> Tensor:  # (B, L + 1)
+        """The block efficiency of the first 0, 1, ..., L levels of the tree; the last of them is that of the tree.
+
+        Raises:
+            InvalidInput: as for `DraftTree.part`.
+        """
+        parts = (tree.part(tree.branching[:, :n]) for n in range(tree.branching.shape[1] + 1))
+        return torch.stack([self.block_efficiency(part) for part in parts], 1)
+
     def _laws(self, tree: DraftTree) -> tuple[Tensor, Tensor]:
         """Target and draft laws, the first in place of the second where nothing was drawn."""
         if tree.p is None:
@@ -98,9 +107,19 @@ class TopDown(Verification):
 
     def outcomes(self, tree: DraftTree) -> Tensor:
         """The law of the outcome given the tree, (N, V)."""
-        law = self.selector.branching(*self._laws(tree), tree.drafts)
-        visited = tree.product_along(tree.along(law))
+        law, visited = self._walk(tree)
         return torch.where(member(tree.drafts, law.shape[-1]), 0, law) * visited.unsqueeze(1)
+
+    def efficiency_by_depth(self, tree: DraftTree) -> Tensor:
+        """The block efficiency of the first 0, 1, ..., L levels of the tree, (B, L + 1), all from one walk."""
+        _, visited = self._walk(tree)  # levels below change nothing above
+        by_depth = visited.new_zeros(tree.n_prompts, tree.branching.shape[1] + 1)
+        return by_depth.index_put((tree.prompt, tree.depth), visited, accumulate=True).cumsum(1)
+
+    def _walk(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N, V), (N,)
+        """The law of the token that is selected at each node, and the probability that the walk comes to it."""
+        law = self.selector.branching(*self._laws(tree), tree.drafts)
+        return law, tree.product_along(tree.along(law))
 
     def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
         """Draw the outcome for each prompt."""
@@ -145,10 +164,41 @@ class Traversal(Verification):
 
     def weights(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N,), (N, V)
         """The weight of each node after its children, and the law of the token that it would add."""
+        _, weight, law = self._weights(tree)
+        return weight, law
+
+    def outcomes(self, tree: DraftTree) -> Tensor:
+        """The law of the outcome given the tree, (N, V)."""
+        weight, law = self.weights(tree)
+        order = _children_first(tree)
+        ends = torch.zeros_like(weight)
+        ends[order[order >= 0]] = _stops(order, weight)[order >= 0]
+        return ends.unsqueeze(1) * law
+
+    def efficiency_by_depth(self, tree: DraftTree) -> Tensor:
+        """The block efficiency of the first 0, 1, ..., L levels of the tree, (B, L + 1), all from the same weights."""
+        before, after, _ = self._weights(tree)
+        order = _children_first(tree)
+        length = torch.where(order >= 0, tree.depth[order] + 1, 0)
+        out = []
+        for level in range(tree.branching.shape[1] + 1):
+            weight = torch.where(tree.depth < level, after, torch.where(tree.depth == level, before, 0))
+            out.append((_stops(order, weight) * length).sum(1))
+        return torch.stack(out, 1)
+
+    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
+        """Draw the outcome for each prompt."""
+        weight, law = self.weights(tree)
+        order = _children_first(tree)
+        node = order.gather(1, draw(_stops(order, weight), 1, generator)).squeeze(1)
+        return Outcome(node, draw(law[node], 1, generator).squeeze(1))
+
+    def _weights(self, tree: DraftTree) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (N, V)
+        """The weight of each node before its children and after them, and the law of the token that it would add."""
         p, q = self._laws(tree)
-        weight, law = torch.ones_like(p[:, 0]), p.clone()
+        before, after, law = torch.ones_like(p[:, 0]), torch.ones_like(p[:, 0]), p.clone()
         for nodes in tree.levels:
-            w, M, qs = weight[nodes], law[nodes], q[nodes]
+            w, M, qs = before[nodes], law[nodes], q[nodes]
             drafts, children = tree.drafts[nodes], tree.children[nodes]
             for j in range(drafts.shape[1]):
                 on = drafts[:, j] >= 0
@@ -157,7 +207,7 @@ class Traversal(Verification):
                 x = drafts[:, j].clamp(min=0).unsqueeze(1)
                 ratio = (w * (M.gather(1, x) / qs.gather(1, x)).squeeze(1)).clamp(max=1)
                 new = on & (children[:, :j] != children[:, j : j + 1]).all(1)  # a duplicate has no second chance
-                weight[children[new, j]] = ratio[new]
+                before[children[new, j]] = ratio[new]
                 rest = (w.unsqueeze(1) * M - qs).clamp(min=0)
                 mass = rest.sum(1)
                 some = mass > _NOTHING
@@ -169,33 +219,8 @@ class Traversal(Verification):
                 M = torch.where((on & some).unsqueeze(1), rest / replaced, M)
                 if not self.replacement:
                     qs = torch.where(on.unsqueeze(1), without(qs, x), qs)
-            weight[nodes], law[nodes] = w, M
-        return weight, law
-
-    def outcomes(self, tree: DraftTree) -> Tensor:
-        """The law of the outcome given the tree, (N, V)."""
-        weight, law = self.weights(tree)
-        order, stops = self._stops(tree, weight)
-        ends = torch.zeros_like(weight)
-        ends[order[order >= 0]] = stops[order >= 0]
-        return ends.unsqueeze(1) * law
-
-    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
-        """Draw the outcome for each prompt."""
-        weight, law = self.weights(tree)
-        order, stops = self._stops(tree, weight)
-        node = order.gather(1, draw(stops, 1, generator)).squeeze(1)
-        return Outcome(node, draw(law[node], 1, generator).squeeze(1))
-
-    def _stops(self, tree: DraftTree, weight: Tensor) -> tuple[Tensor, Tensor]:  # (B, n), (B, n)
-        """For each prompt its nodes, children before parents, padded with -1; and where the block ends."""
-        rank = _postorder(tree)
-        counts = torch.bincount(tree.prompt, minlength=tree.n_prompts)
-        order = rank.new_full((tree.n_prompts, int(counts.max()) if len(counts) else 0), -1)
-        order[tree.prompt, rank] = torch.arange(len(tree), device=rank.device)
-        accept = torch.where(order >= 0, weight[order], 0)
-        alive = pad((1 - accept).cumprod(1)[:, :-1], (1, 0), value=1.0)
-        return order, alive * accept
+            after[nodes], law[nodes] = w, M
+        return before, after, law
 
 
 @dataclass(frozen=True)
@@ -208,11 +233,29 @@ class Block(Traversal):
     speculative decoding, arXiv 2403.10444.
     """
 
-    def weights(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # (N,), (N, V)
-        """The weight of each node after its child, and the law of the token that it would add."""
+    def _weights(self, tree: DraftTree) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (N, V)
         if tree.drafts.shape[1] > 1:
             refuse("tree", "single paths", f"{tree.drafts.shape[1]} drafts at a node", "Use Traversal().")
-        return super().weights(tree)
+        return super()._weights(tree)
+
+
+def _children_first(tree: DraftTree) -> Tensor:  # (B, n)
+    """For each prompt its nodes, children before parents, padded with -1."""
+    rank = _postorder(tree)
+    counts = torch.bincount(tree.prompt, minlength=tree.n_prompts)
+    order = rank.new_full((tree.n_prompts, int(counts.max()) if len(counts) else 0), -1)
+    order[tree.prompt, rank] = torch.arange(len(tree), device=rank.device)
+    return order
+
+
+def _stops(
+    order: Tensor,  # (B, n)
+    weight: Tensor,  # (N,)
+) -> Tensor:  # (B, n)
+    """Where the blocks end, if each node in turn accepts with its weight."""
+    accept = torch.where(order >= 0, weight[order], 0)
+    alive = pad((1 - accept).cumprod(1)[:, :-1], (1, 0), value=1.0)
+    return alive * accept
 
 
 def _postorder(tree: DraftTree) -> Tensor:  # (N,)
