@@ -27,6 +27,8 @@ from ._images import fashion_mnist as fashion_mnist
 from ._images import image_clouds as image_clouds
 from ._images import photographs as photographs
 from ._images import read_idx as read_idx
+from ._language_models import CausalLM as CausalLM
+from ._language_models import smollm2 as smollm2
 from ._registry import DatasetInfo as DatasetInfo
 from ._registry import dataset as dataset
 from ._registry import get as get
@@ -38,6 +40,7 @@ from ._speech import read_ts as read_ts
 from ._text import python_topics as python_topics
 
 __all__ = [
+    "CausalLM",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
@@ -69,5 +72,6 @@ __all__ = [
     "read_fcs",
     "read_idx",
     "read_ts",
+    "smollm2",
     "yeast_dose_response",
 ]
