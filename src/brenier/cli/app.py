@@ -384,7 +384,9 @@ def decode(
         str,
         typer.Option(help="The same, or exit:N (first layers of the target), ngram:N (of prompt and manual), none."),
     ] = "ngram:3",
-    method: Annotated[str, typer.Option(help="How drafts are verified: spectr, specinfer, traversal, block, ...")] = "spectr",
+    method: Annotated[
+        str, typer.Option(help="How drafts are verified: spectr, specinfer, traversal, block, ...")
+    ] = "spectr",
     drafts: Annotated[int | None, typer.Option(help="Paths that are drafted; 4, or 1 for block and naive.")] = None,
     trunk: Annotated[int, typer.Option(help="Tokens that all paths share.")] = 0,
     length: Annotated[int, typer.Option(help="Tokens of a path after the trunk.")] = 4,
