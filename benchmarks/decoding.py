@@ -2,25 +2,24 @@
 
 One process, one thread. Laws are softmaxes of Gaussian logits; the draft's are the target's with noise. Times are the
 least of several rounds; as a yardstick each is also given in passes over the laws (one float64 softmax of both), in
-the same run. The last part compares the block efficiency of methods on the same trees with the bound.
+the same run. The second part compares the block efficiency of methods on the same trees with the bound.
 
-    python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152]
+The last part writes text with SmolLM2-135M on all processors: `transformers` by itself and with its own assisted
+generation, and drafts of one to four paths by an n-gram model over prompt and manual, and by the first layers of the
+model, with a linear map fitted on the manual before the head. Speeds are of one run each, so take them as they are.
+
+    python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152] [--tokens 32] [--prompts 3] [--layers 10]
 """
 
-import os
+import argparse
+import time
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+import torch
 
-import argparse  # noqa: E402
-import time  # noqa: E402
-
-import torch  # noqa: E402
-
-from brenier.systems.decoding.optimal_mdsd import otm_acceptance  # noqa: E402
-from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector  # noqa: E402
-from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree  # noqa: E402
-from brenier.systems.decoding.verification import block_efficiency_bound, find_verification  # noqa: E402
+from brenier.systems.decoding.optimal_mdsd import otm_acceptance
+from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector
+from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree
+from brenier.systems.decoding.verification import block_efficiency_bound, find_verification
 
 METHODS = ("nss", "naive", "spectr", "specinfer", "traversal")
 
@@ -55,11 +54,117 @@ def scored(branching, n_prompts, vocab_size, generator):
     return tree.scored(p)
 
 
+PROMPTS = (
+    "Explain in a few sentences why the sky is blue.",
+    "Write a short story about a lighthouse keeper and a storm.",
+    "Give me a recipe for a vegetable soup, step by step.",
+    "What is the difference between a list and a tuple in Python?",
+    "Summarise how a bill becomes a law in the United States.",
+)
+
+
+def end_to_end(options):
+    """Tokens per second, calls and block efficiency on a real model."""
+    from brenier import data
+    from brenier.errors import MissingExtra
+    from brenier.systems.decoding.generation import Decoder
+    from brenier.systems.decoding.huggingface import HuggingFaceLM, early_exit
+    from brenier.systems.decoding.models import NGramLM
+
+    try:
+        model, tokenizer = data.smollm2()
+    except (data.DataUnavailable, MissingExtra) as error:
+        print(f"\nNo text is written: {error}")
+        return
+    torch.set_num_threads(options.threads)
+    model.generation_config.eos_token_id = None  # every text has the same length
+    manual = tokenizer(list(data.python_topics().values()), add_special_tokens=False)["input_ids"]
+    asked = [{"role": "user", "content": prompt} for prompt in PROMPTS[: options.prompts]]
+    chats = [tokenizer.apply_chat_template([m], tokenize=False, add_generation_prompt=True) for m in asked]
+    prompts = [tokenizer(chat, add_special_tokens=False, return_tensors="pt")["input_ids"] for chat in chats]
+    start = time.perf_counter()
+    texts = [torch.tensor(text[:512]) for text in manual if len(text) >= 128][: options.fit]
+    exit = early_exit(model, options.layers, texts)
+    fitted = time.perf_counter() - start
+
+    calls = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    n, t = options.tokens, options.temperature
+    sampling = {"do_sample": t > 0, "max_new_tokens": n, "pad_token_id": tokenizer.pad_token_id}
+    if t > 0:
+        sampling |= {"temperature": t, "top_k": 0, "top_p": 1.0}
+    exit.generation_config.num_assistant_tokens = 4
+    exit.generation_config.num_assistant_tokens_schedule = "constant"
+    exit.generation_config.assistant_confidence_threshold = 0.0
+
+    def theirs(**more):
+        def write(prompt, seed):
+            torch.manual_seed(seed)
+            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **sampling, **more)
+            return out.shape[1] - prompt.shape[1]
+
+        return write
+
+    target, other = HuggingFaceLM(model), HuggingFaceLM(exit)
+    grams = [NGramLM([prompt[0], *manual], target.vocab_size, 3) for prompt in prompts]
+
+    def ours(draft, method="spectr", branching=()):
+        def write(prompt, seed):
+            chosen = grams[seed] if draft == "n-gram" else draft
+            target.reset()
+            other.reset()
+            decoder = Decoder(target, chosen, method, branching, temperature=t)
+            out = decoder.generate(prompt, n, generator=torch.Generator().manual_seed(seed))
+            return len(out.tokens[0])
+
+        return write
+
+    layers = f"{options.layers} layers"
+    rows = {
+        "transformers": theirs(),
+        f"transformers, assisted by {layers}, 4 tokens": theirs(assistant_model=exit),
+        "one token a call": ours(None),
+        f"block, {layers}, 4 tokens": ours(other, "block", delayed(1, 0, 4)),
+        f"spectr, {layers}, 4 paths of 4": ours(other, "spectr", delayed(4, 0, 4)),
+        f"traversal, {layers}, 4 paths of 4": ours(other, "traversal", delayed(4, 0, 4)),
+        f"specinfer without replacement, {layers}, 4, 2, 1": ours(other, "specinfer-without-replacement", (4, 2, 1)),
+        "block, 3-gram, 4 tokens": ours("n-gram", "block", delayed(1, 0, 4)),
+        "specinfer without replacement, 3-gram, 6, 2, 1": ours("n-gram", "specinfer-without-replacement", (6, 2, 1)),
+    }
+    what = f"{len(prompts)} prompts, {n} tokens each, temperature {t:g}, {torch.get_num_threads()} threads"
+    print(f"\nSmolLM2-135M-Instruct, {what}; the map of {options.layers} layers was fitted in {fitted:.0f} s\n")
+    print("| what | tokens/s | beside transformers | calls | tokens a call |\n|---|---|---|---|---|")
+    plain = None
+    rows["transformers"](prompts[0], 0)  # warm-up
+    for label, write in rows.items():
+        calls.clear()
+        start = time.perf_counter()
+        written = sum(write(prompt, seed) for seed, prompt in enumerate(prompts))
+        speed = written / (time.perf_counter() - start)
+        plain = plain or speed
+        cells = (label, f"{speed:.1f}", f"{speed / plain:.2f}", str(len(calls)), f"{written / len(calls):.2f}")
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=49_152)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--fit", type=int, default=12, help="texts of up to 512 tokens to fit the early exit on")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--text-only", action="store_true", help="leave the parts without a model out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    if not options.text_only:
+        without_a_model(options)
+    end_to_end(options)
+
+
+def without_a_model(options):
+    """Bounds, rules and verifications on random laws."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     V, rounds = options.vocabulary, options.rounds

@@ -71,7 +71,8 @@ def test_options_reach_the_decoder(folder: Path, brenier: Cli, monkeypatch: pyte
     base = ("decode", "--target", folder, "--draft", "exit:1", "--json", "--max-new-tokens", 20)
     monkeypatch.setattr(sys, "stdin", io.StringIO("abcd"))
     greedy = brenier(*base, "--prompt", "-", "--temperature", 0).record
-    again = brenier(*base, "--prompt", "abcd", "--top-k", 1, "--method", "traversal", "--drafts", 2, "--trunk", 1).record
+    other = ("--top-k", 1, "--method", "traversal", "--drafts", 2, "--trunk", 1)
+    again = brenier(*base, "--prompt", "abcd", *other).record
     assert again["text"] == greedy["text"]
     stop = greedy["text"][2:4]
     ended = brenier(*base, "--prompt", "abcd", "--temperature", 0, "--stop", "nowhere", "--stop", stop).record

@@ -376,7 +376,7 @@ def test_an_exit_that_is_fitted_is_the_least_squares_map(generator):
     with torch.no_grad():
         for text in texts:
             states = []
-            hook = model.model.norm.register_forward_pre_hook(lambda module, args, states=states: states.append(args[0]))
+            hook = model.model.norm.register_forward_pre_hook(lambda _, args, to=states: to.append(args[0]))
             hidden = model.model(text.unsqueeze(0), output_hidden_states=True).hidden_states[1]
             hook.remove()
             x.append(hidden[0] / hidden[0].norm(dim=-1, keepdim=True))

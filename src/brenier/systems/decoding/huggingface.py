@@ -367,7 +367,7 @@ def early_exit(
     *,
     ridge: float = 1e-3,
 ) -> Any:
-    r"""The first layers of a model with its own last norm and head, as a draft model that needs no memory of its own.
+    r"""The first layers of a model with its own last norm and head, as a draft model without weights of its own.
 
     With texts, a linear map is put before the norm that takes states h at the exit to states y of the last layer:
 
