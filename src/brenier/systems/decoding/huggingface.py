@@ -306,7 +306,8 @@ class HuggingFaceLM:
         except InvalidInput:
             raise
         except Exception as error:
-            refuse("model", expected, f"{type(error).__name__}: {error}", cure)
+            said = next(iter(str(error).splitlines()), "")
+            refuse("model", expected, f"{type(error).__name__}: {said}", cure)
         self.reset()
         if not off <= 10 * torch.finfo(plain.dtype).eps ** 0.5:
             refuse("model", expected, f"logits of a tree that are off by {off:.2g} standard deviations", cure)
