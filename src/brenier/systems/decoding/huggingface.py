@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from ..._inputs import is_count
 from ...errors import InvalidInput, need, refuse
-from .generation import BlockEvent, Branching, Decoder, GenerationResult
+from .generation import Branching, Decoder, GenerationResult
 from .models import LanguageModel, TorchLM
 from .selectors import TokenSelector
 from .tree import DraftTree, branching_matrix, draft_tree
@@ -47,12 +47,11 @@ class _Row:
     def path(self, text: Sequence[int]) -> list[int]:
         """The slots of the longest beginning of a text that is in the cache, wherever it branches."""
         slots: list[int] = []
-        at: int | None = -1
         for token in text:
-            at = self.children.get((at, token))
-            if at is None:
+            slot = self.children.get((slots[-1] if slots else -1, token))
+            if slot is None:
                 break
-            slots.append(at)
+            slots.append(slot)
         return slots
 
     def append(self, token: int, slot: int) -> None:
@@ -404,7 +403,7 @@ def early_exit(
     if not is_count(n_layers) or not n_layers < depth:
         refuse("n_layers", f"an integer 1..{depth - 1}", repr(n_layers))
     base = getattr(model, model.base_model_prefix, None)
-    parts = dict(base.named_children()) if isinstance(base, nn.Module) and base is not model else {}
+    parts: dict[str, Any] = dict(base.named_children()) if isinstance(base, nn.Module) and base is not model else {}
     lists = [name for name, part in parts.items() if isinstance(part, nn.ModuleList) and len(part) == depth]
     norms = [name for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm") if name in parts]
     if len(lists) != 1 or len(norms) != 1:
