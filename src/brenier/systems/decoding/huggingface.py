@@ -365,7 +365,7 @@ def early_exit(
     n_layers: int,
     texts: Sequence[Tensor] = (),  # (length,) each
     *,
-    ridge: float = 1e-3,
+    ridge: float = 1e-2,
 ) -> Any:
     r"""The first layers of a model with its own last norm and head, as a draft model without weights of its own.
 
