@@ -64,8 +64,8 @@ QUESTIONS = (
 PASSAGES = (
     "The harbour master counted nineteen boats before noon, three of them from the northern islands, and wrote the "
     "name of each one and the hour of its arrival into the blue book that lay on the window sill.",
-    "To reset the meter, hold the left button for five seconds until the display shows the letters CAL, release it, press "
-    "the right button twice, and wait until the number on the display no longer changes.",
+    "To reset the meter, hold the left button for five seconds until the display shows the letters CAL, release it, "
+    "press the right button twice, and wait until the number on the display no longer changes.",
     "On Tuesday the committee agreed to repair the old bridge, to paint the school in yellow and white, and to plant "
     "forty lime trees along the road from the station to the market square.",
 )

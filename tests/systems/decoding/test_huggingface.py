@@ -255,7 +255,7 @@ def test_greedy_texts_that_end(generator):
     ids, mask = left_padded(texts_of(generator, 6, 1, 9, 3))
     options = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
     free = model.generate(input_ids=ids, **options)
-    for eos in sorted(set(free[:, 9:].flatten().tolist())):
+    for eos in sorted(set(free[:, 9:].flatten().tolist()))[:4]:
         theirs = model.generate(input_ids=ids, eos_token_id=eos, **options)
         ours = generate(model, ids, eos_token_id=eos, assistant_model=llama(4), **options)
         assert ours.tolist() == theirs.tolist()
@@ -442,8 +442,22 @@ def test_models_that_cannot_be_cached_so_are_refused():
     torch.manual_seed(0)
     with pytest.raises(InvalidInput, match=r"masks of four dimensions, .* TorchLM\(model, vocab_size\) takes any"):
         HuggingFaceLM(transformers.BloomForCausalLM(bloom).eval())
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        alibi = transformers.MptForCausalLM(transformers.MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4))
+        with pytest.raises(InvalidInput, match="logits of a tree that are off by"):
+            HuggingFaceLM(alibi.to(dtype).eval())
     with pytest.raises(InvalidInput, match="vocab_size: expected a positive integer or None, got 0"):
         HuggingFaceLM(llama(), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_half_precision(make, dtype, generator):
+    model = HuggingFaceLM(make(dtype=dtype))
+    logits = model.logits(texts_of(generator, 7, 3))
+    assert logits.dtype == dtype
+    assert bool(torch.isfinite(logits).all())
 
 
 def test_a_model_that_ignores_the_mask_is_found_out():
@@ -480,6 +494,12 @@ def test_texts_that_are_empty_or_too_long(generator):
     windowed.logits(texts_of(generator, 8))
     with pytest.raises(InvalidInput, match="at most 8 tokens"):
         windowed.logits(texts_of(generator, 9))
+    local = transformers.GPTNeoConfig(
+        vocab_size=13, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64, window_size=16,
+    )  # fmt: skip
+    with pytest.raises(InvalidInput, match="at most 16 tokens"):
+        HuggingFaceLM(transformers.GPTNeoForCausalLM(local).eval()).logits(texts_of(generator, 17))
 
 
 def test_refusals_of_generate(generator):
