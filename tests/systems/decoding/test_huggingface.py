@@ -143,6 +143,25 @@ def test_equal_prompts_and_prompts_that_end(generator):
     torch.testing.assert_close(model.logits(longer[:1] * 2), expected[[0, 0]], rtol=1e-10, atol=1e-10)
 
 
+def test_prompts_without_drafts_and_a_model_that_drafts_for_itself(generator):
+    module = llama()
+    model = HuggingFaceLM(module)
+    contexts = texts_of(generator, 5, 3, 4)
+    law = lambda tree, nodes: Processing()(model.tree_logits(contexts, tree, nodes))  # noqa: E731
+    tree = draft_tree(law, branching_matrix([(2, 1), (), (1,)]), 13, generator=generator)
+    every = torch.arange(len(tree))
+    torch.testing.assert_close(
+        model.tree_logits(contexts, tree, every), plainly(module, contexts, tree, every), rtol=1e-10, atol=1e-10
+    )
+    policy = lambda texts: [(2, 1) if len(text) % 2 else () for text in texts]  # noqa: E731
+    written = []
+    for lm in (model, TorchLM(module, 13)):
+        decoder = Decoder(lm, lm, "traversal", policy, temperature=0.9)
+        out = decoder.generate(contexts, 11, generator=torch.Generator().manual_seed(2))
+        written.append([text.tolist() for text in out.tokens])
+    assert written[0] == written[1]
+
+
 def test_long_prompts_are_fed_in_parts(generator, monkeypatch):
     module = llama()
     contexts = texts_of(generator, 30, 3, 17)
