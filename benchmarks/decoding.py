@@ -21,7 +21,7 @@ from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector
 from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree
 from brenier.systems.decoding.verification import block_efficiency_bound, find_verification
 
-METHODS = ("nss", "naive", "spectr", "specinfer", "traversal")
+METHODS = ("nss", "naive", "spectr", "specinfer", "tournament", "traversal")
 
 
 def least(function, rounds):

@@ -430,7 +430,8 @@ class TournamentSelector(TokenSelector):
     is the law of the new winner. In the order of decreasing p - h q a token wins against those behind it, but among the
     first `size` the w_ij are those with the largest sum of min(p, h'), by a transport problem; where the winner so far
     alone is better it stays. The last winner is accepted with probability min(1, p/h), else Y is drawn from the
-    residual (p - h)_+. Two drafts are accepted as often as by any rule if `size` is V.
+    residual (p - h)_+. Two drafts are accepted as often as by any rule if `size` is V; where much of the mass is on
+    other tokens than the first, K-SEQ may accept more.
 
     Args:
         size: tokens whose weights are optimised.
