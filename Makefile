@@ -64,7 +64,7 @@ bench-low-rank: $(BENCH)/.bench ## Plans of low rank, and bijections
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/lowrank.py
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python benchmarks/bijection.py
 
-bench-decoding: $(BENCH)/.bench ## Bounds, rules and verification of draft trees, under a minute
+bench-decoding: $(BENCH)/.bench ## Bounds, rules and verification of draft trees, and text of a real model, a few minutes
 	$(BENCH)/bin/python benchmarks/decoding.py
 
 bench-sliced: $(BENCH)/.bench ## The line, the circle and slices, under a minute
@@ -114,7 +114,7 @@ $(VENV)/bin/python:
 $(BENCH)/.bench: benchmarks/requirements.txt benchmarks/constraints.txt pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --constraint benchmarks/constraints.txt --requirement benchmarks/requirements.txt --editable '.[data]'
+	  --constraint benchmarks/constraints.txt --requirement benchmarks/requirements.txt --editable '.[data,language]'
 	@touch $@
 
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)

@@ -5,27 +5,26 @@ least of several rounds; as a yardstick each is also given in passes over the la
 the same run. Then the block efficiency of methods on the same trees is compared with the bound, and the estimates of
 all actions of delayed trees from shared trees with those from trees of their own.
 
-    python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152]
+The last part writes text with SmolLM2-135M: `transformers` by itself, with its assisted generation and prompt lookup,
+and drafts by n-gram models over prompt and manual, and by the first layers of the model, with a linear map fitted on
+the manual before the head. Speeds are of one run each; tokens a call do not depend on the machine.
+
+    python benchmarks/decoding.py [--rounds 3] [--vocabulary 49152] [--tokens 32] [--prompts 3] [--layers 10]
 """
 
-import os
+import argparse
+import time
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+import torch
 
-import argparse  # noqa: E402
-import time  # noqa: E402
+from brenier.experiments.ngrams import characters
+from brenier.systems.decoding.delayed_tree_expansion import all_actions, block_efficiencies
+from brenier.systems.decoding.optimal_mdsd import otm_acceptance
+from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector
+from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree
+from brenier.systems.decoding.verification import block_efficiency_bound, find_verification
 
-import torch  # noqa: E402
-
-from brenier.experiments.ngrams import characters  # noqa: E402
-from brenier.systems.decoding.delayed_tree_expansion import all_actions, block_efficiencies  # noqa: E402
-from brenier.systems.decoding.optimal_mdsd import otm_acceptance  # noqa: E402
-from brenier.systems.decoding.selectors import KSeqSelector, SpecInferSelector  # noqa: E402
-from brenier.systems.decoding.tree import branching_matrix, delayed, draft_tree  # noqa: E402
-from brenier.systems.decoding.verification import block_efficiency_bound, find_verification  # noqa: E402
-
-METHODS = ("nss", "naive", "spectr", "specinfer", "traversal")
+METHODS = ("nss", "naive", "spectr", "specinfer", "tournament", "traversal")
 
 
 def least(function, rounds):
@@ -58,11 +57,144 @@ def scored(branching, n_prompts, vocab_size, generator):
     return tree.scored(p)
 
 
+QUESTIONS = (
+    "Explain in a few sentences why the sky is blue.",
+    "Write a short story about a lighthouse keeper and a storm.",
+    "Give me a recipe for a vegetable soup, step by step.",
+    "What is the difference between a list and a tuple in Python?",
+    "Summarise how a bill becomes a law in the United States.",
+)
+PASSAGES = (
+    "The harbour master counted nineteen boats before noon, three of them from the northern islands, and wrote the "
+    "name of each one and the hour of its arrival into the blue book that lay on the window sill.",
+    "To reset the meter, hold the left button for five seconds until the display shows the letters CAL, release it, "
+    "press the right button twice, and wait until the number on the display no longer changes.",
+    "On Tuesday the committee agreed to repair the old bridge, to paint the school in yellow and white, and to plant "
+    "forty lime trees along the road from the station to the market square.",
+)
+
+
+def end_to_end(options):
+    """Tokens per second, calls and tokens a call on a real model."""
+    from brenier import data
+    from brenier.errors import MissingExtra
+    from brenier.systems.decoding.generation import Decoder
+    from brenier.systems.decoding.huggingface import HuggingFaceLM, early_exit
+    from brenier.systems.decoding.laws import Processing
+    from brenier.systems.decoding.models import NGramLM
+
+    try:
+        model, tokenizer = data.smollm2()
+    except (data.DataUnavailable, MissingExtra) as error:
+        print(f"\nNo text is written: {error}")
+        return
+    torch.set_num_threads(options.threads)
+    model.generation_config.eos_token_id = None  # every text has the same length
+    start = time.perf_counter()
+    manual = tokenizer(list(data.python_topics().values()), add_special_tokens=False)["input_ids"]
+    texts = [torch.tensor(text[:512]) for text in manual if len(text) >= 128][: options.fit]
+    exit = early_exit(model, options.layers, texts)
+    fitted = time.perf_counter() - start
+    exit.generation_config.num_assistant_tokens = 4
+    exit.generation_config.num_assistant_tokens_schedule = "constant"
+    exit.generation_config.assistant_confidence_threshold = 0.0
+    target, shallow = HuggingFaceLM(model), HuggingFaceLM(exit)
+    calls = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+
+    def read(question):
+        chat = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+
+    def theirs(sampled, **more):
+        law = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+
+        def write(prompt, seed):
+            torch.manual_seed(seed)
+            mask, n = torch.ones_like(prompt), options.tokens
+            model.generate(
+                prompt, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, pad_token_id=2, **law, **more
+            )
+
+        return write
+
+    def ours(sampled, draft=None, method="block", branching=(), **more):
+        def write(prompt, seed):
+            target.reset()
+            shallow.reset()
+            chosen = draft(prompt[0]) if draft else None
+            decoder = Decoder(target, chosen, method, branching, temperature=float(sampled), **more)
+            decoder.generate(prompt, options.tokens, generator=torch.Generator().manual_seed(seed))
+
+        return write
+
+    def table(prompts, rows):
+        print("| what | tokens/s | beside transformers | calls | tokens a call |\n|---|---|---|---|---|")
+        written, plain = len(prompts) * options.tokens, None
+        rows["transformers"](prompts[0], 0)  # warm-up
+        for label, write in rows.items():
+            calls.clear()
+            start = time.perf_counter()
+            for seed, prompt in enumerate(prompts):
+                write(prompt, seed)
+            speed = written / (time.perf_counter() - start)
+            plain = plain or speed
+            cells = (label, f"{speed:.1f}", f"{speed / plain:.2f}", str(len(calls)), f"{written / len(calls):.2f}")
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+    layers, by_layers = f"{options.layers} layers", lambda prompt: shallow
+    by_manual = lambda prompt: NGramLM([prompt, *manual], target.vocab_size, 3)  # noqa: E731
+    by_prompt = lambda prompt: NGramLM([prompt], target.vocab_size, 4)  # noqa: E731
+    different = "specinfer-without-replacement"
+    print(f"\nSmolLM2-135M-Instruct, {options.threads} threads, {options.tokens} tokens a text.\n")
+    print(f"Answers to questions, sampled at temperature 1; the map of {layers} was fitted in {fitted:.0f} s.\n")
+    table(
+        [read(question) for question in QUESTIONS[: options.prompts]],
+        {
+            "transformers": theirs(True),
+            f"transformers, assisted by {layers}, 4 tokens": theirs(True, assistant_model=exit),
+            "one token a call": ours(True),
+            f"block, {layers}, 4 tokens": ours(True, by_layers, "block", delayed(1, 0, 4)),
+            f"spectr, {layers}, 4 paths of 4": ours(True, by_layers, "spectr", delayed(4, 0, 4)),
+            f"{different}, {layers}, 4, 2, 1": ours(True, by_layers, different, (4, 2, 1)),
+            f"{different}, 3-gram of prompt and manual, 6, 2": ours(True, by_manual, different, (6, 2)),
+        },
+    )
+    print("\nCopies of a passage, greedy.\n")
+    guesses = {"draft_processing": Processing()}
+    table(
+        [read(f"Repeat this text word for word: {passage}") for passage in PASSAGES[: options.prompts]],
+        {
+            "transformers": theirs(False),
+            "transformers, prompt lookup, 6 tokens": theirs(False, prompt_lookup_num_tokens=6),
+            "one token a call": ours(False),
+            "block, 4-gram of the prompt, 6 tokens": ours(False, by_prompt, "block", delayed(1, 0, 6)),
+            f"{different}, 4-gram of the prompt, 2, 1, 1, 1, 1, 1": ours(
+                False, by_prompt, different, (2, 1, 1, 1, 1, 1), **guesses
+            ),
+        },
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=49_152)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--fit", type=int, default=12, help="texts of up to 512 tokens to fit the early exit on")
+    parser.add_argument("--text-only", action="store_true", help="leave the parts without a model out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    if not options.text_only:
+        without_a_model(options)
+    end_to_end(options)
+
+
+def without_a_model(options):
+    """Bounds, rules and verifications on random laws."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     V, rounds = options.vocabulary, options.rounds

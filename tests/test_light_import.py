@@ -19,7 +19,7 @@ from brenier.errors import need
 
 OPTIONAL = [
     "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "numba", "ot", "pandas", "pooch", "pyarrow", "rich",
-    "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn", "torchdiffeq", "typer",
+    "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn", "torchdiffeq", "transformers", "typer",
 ]  # fmt: skip
 
 SCRIPT = """

@@ -51,7 +51,7 @@ def test_version_and_help(brenier: Cli) -> None:
     assert brenier("--version") == Ran(0, f"{library.__version__}\n", "")
     ran = brenier("--help")
     assert ran.code == 0
-    for command in ("solve", "list", "run", "report", "demo", "data"):
+    for command in ("solve", "list", "run", "report", "demo", "decode", "data"):
         assert re.search(rf"\b{command}\b", ran.out)
     assert brenier("nonsense").code == 2
 

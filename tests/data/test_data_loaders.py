@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from brenier import data
 from brenier.data import DataUnavailable, _images, _text
@@ -295,3 +296,21 @@ def test_fashion_mnist_falls_back_and_checks_content(
     monkeypatch.setattr(_images, "from_url", wrong)
     with pytest.raises(DataUnavailable, match=r"expected sha256 c59f468a.* of its content"):
         data.fashion_mnist()
+
+
+@pytest.mark.slow
+def test_smollm2(load_or_skip: Load) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    got = load_or_skip(data.smollm2)
+    assert got.model.config.num_hidden_layers == 30
+    assert got.model.dtype == torch.float32
+    assert not got.model.training
+    assert len(got.tokenizer) == got.model.config.vocab_size == 49_152
+    assert got.tokenizer.pad_token is not None
+    tokens = got.tokenizer("The capital of France is", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert tokens.shape == (1, 5)
+    with torch.no_grad():
+        best = got.model(tokens).logits[0, -1].argmax()
+    assert got.tokenizer.decode([int(best)]) == " Paris"

@@ -31,7 +31,7 @@ def test_every_set_tells_source_licence_size_and_shapes(entry: DatasetInfo) -> N
     doc = inspect.getdoc(entry.loader) or ""
     for part in ("Source: ", "Returns:", "("):
         assert part in doc
-    assert any(word in doc for word in ("BSD", "MIT", "GPL", "CC BY", "PSF"))
+    assert any(word in doc for word in ("BSD", "MIT", "GPL", "CC BY", "PSF", "Apache"))
     assert entry.loader.__name__ == entry.slug.replace("-", "_")
     assert getattr(brenier.data, entry.loader.__name__) is entry.loader
 
@@ -47,6 +47,7 @@ def test_every_public_loader_is_registered() -> None:
         "japanese-vowels",
         "photographs",
         "python-topics",
+        "smollm2",
         "yeast-dose-response",
     ]
 

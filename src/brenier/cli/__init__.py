@@ -1,4 +1,4 @@
-"""The command line: brenier solve | list | run | report | demo | data."""
+"""The command line: brenier solve | list | run | report | demo | decode | data."""
 
 from .app import main
 

@@ -386,6 +386,64 @@ def demo(
     _out.print(f"\nopen {write_site(out, out).resolve()}", soft_wrap=True)
 
 
+@app.command()
+def decode(
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.")],
+    target: Annotated[str, typer.Option(help="smollm2, or a causal Hugging Face model, by folder or id.")] = "smollm2",
+    draft: Annotated[
+        str,
+        typer.Option(help="The same, or exit:N (first layers of the target), ngram:N (of prompt and manual), none."),
+    ] = "ngram:3",
+    method: Annotated[
+        str, typer.Option(help="How drafts are verified: spectr, specinfer, traversal, block, ...")
+    ] = "spectr",
+    drafts: Annotated[int | None, typer.Option(help="Paths that are drafted; 4, or 1 for block and naive.")] = None,
+    trunk: Annotated[int, typer.Option(help="Tokens that all paths share.")] = 0,
+    length: Annotated[int, typer.Option(help="Tokens of a path after the trunk.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the most probable tokens only.")] = None,
+    top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens that hold this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the output; may be given again.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template of the model.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Continue a text with a language model, in fewer calls of it, as it would have written it."""
+    from ..data import DataUnavailable
+    from .decoding import Setting, write
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    paths = drafts if drafts is not None else 1 if method in ("block", "naive") else 4
+    setting = Setting(
+        text, target, draft, method, paths, trunk, length, max_new_tokens, temperature, top_k, top_p, seed,
+        tuple(stop or ()), chat,
+    )  # fmt: skip
+    try:
+        record = write(setting, (lambda piece: None) if as_json else _say)
+    except DataUnavailable as error:
+        _fail(str(error))
+    if as_json:
+        sys.stdout.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+        return
+    table = RichTable(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in (
+        ("block efficiency", f"{record['block_efficiency']:.2f} tokens a call"),
+        ("target calls", f"{record['target_calls']:,} for {record['tokens']:,} tokens"),
+        ("draft calls", f"{record['draft_calls']:,}"),
+        ("speed", f"{record['tokens_per_second']:.1f} tokens/s"),
+        ("ended by", record["finish_reason"]),
+    ):
+        table.add_row(f"[bold]{name}", value)
+    _out.print("\n")
+    _out.print(table)
+
+
+def _say(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
 @data_app.command("list")
 def data_list() -> None:
     """List the data sets: what, from where, under which licence."""

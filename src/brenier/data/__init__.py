@@ -28,6 +28,8 @@ from ._images import fashion_mnist as fashion_mnist
 from ._images import image_clouds as image_clouds
 from ._images import photographs as photographs
 from ._images import read_idx as read_idx
+from ._language_models import CausalLM as CausalLM
+from ._language_models import smollm2 as smollm2
 from ._registry import DatasetInfo as DatasetInfo
 from ._registry import dataset as dataset
 from ._registry import get as get
@@ -40,6 +42,7 @@ from ._text import brown_corpus as brown_corpus
 from ._text import python_topics as python_topics
 
 __all__ = [
+    "CausalLM",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
@@ -73,5 +76,6 @@ __all__ = [
     "read_fcs",
     "read_idx",
     "read_ts",
+    "smollm2",
     "yeast_dose_response",
 ]

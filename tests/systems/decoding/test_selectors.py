@@ -16,6 +16,7 @@ from brenier.systems.decoding.selectors import (
     NaiveSelector,
     NSSSelector,
     SpecInferSelector,
+    TournamentSelector,
     kseq_division_factor,
 )
 
@@ -26,6 +27,8 @@ RULES = [
     SpecInferSelector(),
     SpecInferSelector(replacement=False),
     GreedySelector(),
+    TournamentSelector(),
+    TournamentSelector(size=2),
     ExactSelector(),
     ExactSelector(replacement=False),
 ]
@@ -156,6 +159,32 @@ def test_no_rule_is_above_its_bound_on_a_large_vocabulary(generator):
         best = otm_acceptance(p, q, k)
         for rule in (NSSSelector(), NaiveSelector(), KSeqSelector(), SpecInferSelector()):
             assert bool((rule.acceptance_rate(p, q, k) <= best + 1e-9).all())
+
+
+@pytest.mark.parametrize("vocab_size", [3, 6])
+def test_two_drafts_of_a_whole_tournament_are_accepted_as_often_as_can_be(vocab_size, generator):
+    rule = TournamentSelector(size=vocab_size)
+    for peak in (0.5, 2.0):
+        p, q = (random_laws(generator, 40, vocab_size, peak=peak, zeros=zeros) for zeros in (True, False))
+        rate = rule.acceptance_rate(p, q, 2)
+        torch.testing.assert_close(rate, otm_acceptance(p, q, 2), rtol=0, atol=1e-9)
+        for k in (3, 4):
+            more = rule.acceptance_rate(p, q, k)
+            assert bool((more <= otm_acceptance(p, q, k) + 1e-9).all())
+            assert bool((more >= rate - 1e-9).all())
+
+
+def test_a_tournament_of_a_large_vocabulary_is_at_least_one_draft(generator):
+    p, q = random_laws(generator, 3, 500, peak=2.0), random_laws(generator, 3, 500, peak=2.0)
+    drafts = sample_drafts(q.repeat(300, 1), 4, generator=generator).reshape(300, 3, 4)
+    for size in (1, 5, 12):
+        accepted = TournamentSelector(size).acceptance(p, q, drafts)
+        deviation = accepted.std(0) / 300**0.5
+        mean = accepted.mean(0)
+        assert bool((mean >= torch.minimum(p, q).sum(-1) - 4 * deviation).all())
+        assert bool((mean <= otm_acceptance(p, q, 4) + 4 * deviation).all())
+    with pytest.raises(InvalidInput, match="size: expected a positive integer, got 0"):
+        TournamentSelector(0)
 
 
 def test_averaged_rates_are_near_the_closed_forms(generator):

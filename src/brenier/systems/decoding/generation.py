@@ -108,8 +108,8 @@ class Decoder:
     Args:
         target: the model whose law the text has.
         draft: a cheaper model over the same vocabulary; None samples from the target, one token a call.
-        method: "spectr", "specinfer", "specinfer-without-replacement", "greedy", "traversal",
-            "traversal-without-replacement", "block", "naive" or "nss"; or a verification, or a selector.
+        method: "spectr", "specinfer", "specinfer-without-replacement", "greedy", "tournament",
+            "traversal", "traversal-without-replacement", "block", "naive" or "nss"; or a verification, or a selector.
         branching: drafts that each draw of a level makes on the next, see `delayed`; or a function from the texts so
             far to one such tuple for each. When None, 8 paths of 8 tokens; 1 path for "block", and where the drafts of
             a node differ, which multiplies the nodes of each level, 3, 2, 1 and 1 a node.

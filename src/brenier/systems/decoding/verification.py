@@ -25,6 +25,7 @@ from .selectors import (
     NSSSelector,
     SpecInferSelector,
     TokenSelector,
+    TournamentSelector,
 )
 from .tree import DraftTree
 
@@ -308,6 +309,7 @@ _METHODS: dict[str, Verification] = {
     "specinfer": TopDown(SpecInferSelector()),
     "specinfer-without-replacement": TopDown(SpecInferSelector(replacement=False)),
     "greedy": TopDown(GreedySelector()),
+    "tournament": TopDown(TournamentSelector()),
     "traversal": Traversal(),
     "traversal-without-replacement": Traversal(replacement=False),
     "block": Block(),
