@@ -44,6 +44,7 @@ def test_every_public_loader_is_registered() -> None:
         "fashion-mnist",
         "flow-cytometry-wells",
         "japanese-vowels",
+        "metaworld-episodes",
         "photographs",
         "python-topics",
         "yeast-dose-response",
