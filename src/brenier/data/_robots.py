@@ -208,10 +208,10 @@ def point_mass_episodes(
     obs_dim: int = 6,
     seed: int = 0,
 ) -> Episodes:
-    r"""Episodes of a point in the plane that fetches another one, by an expert disturbed to four degrees; generated.
+    """Episodes of a point in the plane that fetches another one, by an expert disturbed to four degrees; generated.
 
     Each step moves the hand h by a tenth of the action. Once nearer than 0.1 to the object p, the object goes with it.
-    The reward is exp(-\|h - p\|) + 2 exp(-\|p - g\|) for a goal g, and success is an object within 0.1 of its goal. The
+    The reward is exp(-||h - p||) + 2 exp(-||p - g||) for a goal g, and success is an object within 0.1 of its goal. The
     expert goes to the object and then to the goal; action = (1 - q) x expert + q x uniform noise. A world is a rotation
     or reflection of the whole and of its coordinates: worlds share their physics and no axes.
 

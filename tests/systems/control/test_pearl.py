@@ -383,7 +383,7 @@ def test_iql_prefers_the_rewarded_action() -> None:
     actions = torch.where(torch.rand(512, 1, generator=generator) < 0.5, 0.8, -0.8)
     obs = torch.randn(512, 2, generator=generator)
     data = Transitions(obs, actions, actions.squeeze(1), obs)
-    options: dict[str, Any] = {"steps": 300, "hidden": 32, "lr": 3e-3, "gamma": 0.0}
+    options: dict[str, Any] = {"steps": 300, "hidden": 32, "lr": 3e-3, "gamma": 0.0, "rate": 0.05}
     state = torch.get_rng_state()
     policy, clone = iql(data, **options), iql(data, temperature=0.0, **options)
     assert torch.equal(torch.get_rng_state(), state)
