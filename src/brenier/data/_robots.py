@@ -185,7 +185,7 @@ def _rollout(env: Any, goal: Any, act: Callable[[_Float], Any], horizon: int) ->
 
 def _stacked(episodes: Sequence[tuple[list[Any], ...]], levels: Sequence[float]) -> Episodes:
     obs, act, rewards, success = (np.array(part) for part in zip(*episodes))
-    return Episodes(obs, act, rewards, success.any(1), np.array(levels))
+    return Episodes(obs, act, rewards, np.asarray(success.any(1)), np.array(levels))
 
 
 def _check(n: int, horizon: int, levels: Sequence[float]) -> None:
@@ -263,4 +263,4 @@ def point_mass_episodes(
         rows[2].append(np.exp(-apart) + 2 * np.exp(-left))
         rows[3].append(left < 0.1)
     obs, act, rewards, success = (np.stack(row, 1) for row in rows)
-    return Episodes(obs, act, rewards, success.any(1), q)
+    return Episodes(obs, act, rewards, np.asarray(success.any(1)), q)

@@ -65,7 +65,7 @@ class PearlConfig(Config):
         reward_steps, hidden: of the training of a reward.
         policy_steps: of IQL in (D); 0 leaves it out.
         policy_seeds: how many of the seeds (D) runs on.
-        rollouts: episodes that judge a policy.
+        rollouts, rollout_steps: episodes that judge a policy, and their length.
     """
 
     simulator: str = "metaworld"
@@ -83,15 +83,16 @@ class PearlConfig(Config):
     policy_steps: int = 0
     policy_seeds: int = 3
     rollouts: int = 20
+    rollout_steps: int = 200
 
 
 PRESETS = {
     "smoke": PearlConfig(
         "smoke", (100,), simulator="point-mass", episodes=16, horizon=40, restarts=2, draws=1, wrong_goal=False,
-        reward_targets=_TARGETS[:1], held_out=4, reward_steps=60, hidden=32, policy_steps=40, rollouts=0,
+        reward_targets=_TARGETS[:1], held_out=4, reward_steps=60, hidden=32, policy_steps=20, rollouts=0,
     ),
     "quick": PearlConfig("quick", (100, 101), draws=4, wrong_goal=False, reward_targets=_TARGETS[2:]),
-    "full": PearlConfig("full", tuple(range(100, 110)), data_seeds=3, policy_steps=5_000),
+    "full": PearlConfig("full", tuple(range(100, 110)), data_seeds=3, policy_steps=3_000),
 }  # fmt: skip
 
 _Run = Run[PearlConfig]
@@ -154,7 +155,8 @@ def _alignment(parts: _Run) -> list[_Aligned]:
         ("GW", "exact GW", "transport, shared observations", "nearest source", "GW, 4 of each"),
     )
     columns: dict[_Pair, list[list[float]]] = {}
-    aligned, same = [], []
+    same: dict[str, list[list[float]]] = {}
+    aligned = []
     for seed in config.seeds[: config.data_seeds]:
         episodes = {task: _episodes_logged(parts, task, seed) for task in (*_SOURCES, *_TARGETS)}
         for pair in itertools.product(_SOURCES, _TARGETS):
@@ -167,26 +169,32 @@ def _alignment(parts: _Run) -> list[_Aligned]:
                 _cpa(config, seed, solver="conditional-gradient").fit(_states(source), _states(target)),
                 _cpa(config, seed, solver="conditional-gradient", alpha=0.0).fit(_states(source), _states(target)),
             ]
-            found = [aligned[-1].labels, *(a.transfer(labels) for a in others), _nearest(source, target, labels)]
+            made = [aligned[-1].labels, *(a.transfer(labels) for a in others), _nearest(source, target, labels)]
             row = columns.setdefault(pair, [[] for _ in table.columns])
-            for column, made in zip(row, found):
-                column.append(preference_accuracy(made, target.returns))
+            for column, carried in zip(row, made):
+                column.append(preference_accuracy(carried, target.returns))
             row[-1].append(_four(parts, source, target, seed))
         for task, own in episodes.items():
             parts.log(f"(A) seed {seed}: {task} to itself")
-            again = _cpa(config, seed).fit(_states(own), _states(own)).transfer(preferences(own.returns))
-            same.append(preference_accuracy(again, own.returns))
+            for column, solver in zip(same.setdefault(task, [[], []]), ("mirror", "conditional-gradient")):
+                again = _cpa(config, seed, solver=solver).fit(_states(own), _states(own))
+                column.append(preference_accuracy(again.transfer(preferences(own.returns)), own.returns))
     for pair, row in columns.items():
         table.add(" to ".join(pair), *row)
     means = [float(np.mean([np.mean(row[c]) for row in columns.values()])) for c in range(len(table.columns))]
     table.add("mean", *means)
     worst = min(float(np.mean(row[0])) for row in columns.values())
+    itself = report.table("(A) From a task to itself, the same trajectories", ("GW", "exact GW"))
+    for task, found in same.items():
+        itself.add(task, *found)
+    blurred, exact = (min(min(found[k]) for found in same.values()) for k in range(2))
     report.claims += [
         Claim.at_least("(A) accuracy of transferred labels, mean over six pairs of tasks", means[0], 0.8),
         Claim.at_least("(A) accuracy minus that of transport on shared observations", means[0] - means[2], 0.15),
         Claim.at_least("(A) accuracy minus that of the nearest source trajectory", means[0] - means[3], 0.2),
         Claim.at_least("(A) accuracy on the worst pair of tasks", worst, 0.65),
-        Claim.at_least("(A) accuracy from a task to itself, at least", min(same), 1.0),
+        Claim.at_least("(A) accuracy from a task to itself, at least", blurred, 1.0),
+        Claim.at_least("(A) accuracy from a task to itself, exact GW, at least", exact, 1.0),
     ]
     if config.wrong_goal:
         _wrong_goal(parts)
@@ -368,14 +376,15 @@ def _policy(parts: _Run) -> None:
             if config.rollouts and config.simulator == "metaworld":
                 # other places of object and goal than those of the data
                 judged = data.metaworld_rollouts(
-                    target_task, policy.act, config.rollouts, horizon=config.horizon, seed=seed + 10_000
+                    target_task, policy.act, config.rollouts, horizon=config.rollout_steps, seed=seed + 10_000
                 )
                 success[name].append(float(judged.success.mean()))
     if not success[names[0]]:
         report.notes.append("(D) trained policies and judged none, as there is no simulator in this preset.")
         return
     table = report.table(
-        f"(D) {target_task}: success of IQL in {config.rollouts} episodes of {config.horizon} steps", ("success rate",)
+        f"(D) {target_task}: success of IQL in {config.rollouts} episodes of {config.rollout_steps} steps",
+        ("success rate",),
     )
     for name in names:
         table.add(name, success[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -277,8 +277,8 @@ def train_reward(
             chosen = torch.randint(len(pairs), (min(batch_size, len(pairs)),))
             begin = torch.randint(obs.shape[1] - length + 1, (len(chosen), 1))
             window = begin + torch.arange(length)
-            sides: list[Any] = [(obs[i.unsqueeze(1), window], act[i.unsqueeze(1), window]) for i in pairs[chosen].T]
-            loss = robust_preference_loss(model, *sides, labels[chosen], lam, eta)
+            first, second = ((obs[i.unsqueeze(1), window], act[i.unsqueeze(1), window]) for i in pairs[chosen].T)
+            loss = robust_preference_loss(model, first, second, labels[chosen], lam, eta)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
