@@ -18,8 +18,9 @@ import brenier
 from brenier.errors import need
 
 OPTIONAL = [
-    "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "numba", "ot", "pandas", "pooch", "pyarrow", "rich",
-    "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn", "torchdiffeq", "transformers", "typer",
+    "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "metaworld", "mujoco", "numba", "ot", "pandas",
+    "pooch", "pyarrow", "rich", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn",
+    "torchdiffeq", "transformers", "typer",
 ]  # fmt: skip
 
 SCRIPT = """
@@ -80,6 +81,12 @@ def site(folder: Path) -> Any:
     return write_site(folder, folder)
 
 
+def simulate(_: Path) -> Any:
+    from brenier.data import metaworld_episodes
+
+    return metaworld_episodes(n=1, seed=10**9)  # in no cache
+
+
 def read(kind: str) -> Callable[[Path], Any]:
     def use(folder: Path) -> Any:
         from brenier.cli.tables import read_points
@@ -95,6 +102,7 @@ def read(kind: str) -> Callable[[Path], Any]:
     [
         ("matplotlib", "plot", "Solution.plot", plot),
         ("sklearn", "cells", "Linearised optimal transport", embed),
+        ("metaworld", "pearl", "Robot episodes", simulate),
         ("jinja2", "experiments", "Writing a report", site),
         ("pandas", "tables", "Reading .parquet", read(".parquet")),
         ("pyarrow", "tables", "Reading .parquet", read(".parquet")),

@@ -45,6 +45,7 @@ def test_every_public_loader_is_registered() -> None:
         "fashion-mnist",
         "flow-cytometry-wells",
         "japanese-vowels",
+        "metaworld-episodes",
         "photographs",
         "python-topics",
         "smollm2",

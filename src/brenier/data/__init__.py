@@ -35,6 +35,10 @@ from ._registry import dataset as dataset
 from ._registry import get as get
 from ._registry import info as info
 from ._registry import list_datasets as list_datasets
+from ._robots import Episodes as Episodes
+from ._robots import metaworld_episodes as metaworld_episodes
+from ._robots import metaworld_rollouts as metaworld_rollouts
+from ._robots import point_mass_episodes as point_mass_episodes
 from ._speech import Utterances as Utterances
 from ._speech import japanese_vowels as japanese_vowels
 from ._speech import read_ts as read_ts
@@ -47,6 +51,7 @@ __all__ = [
     "DataUnavailable",
     "DatasetInfo",
     "DoseResponse",
+    "Episodes",
     "Images",
     "SplitImages",
     "Utterances",
@@ -70,7 +75,10 @@ __all__ = [
     "info",
     "japanese_vowels",
     "list_datasets",
+    "metaworld_episodes",
+    "metaworld_rollouts",
     "photographs",
+    "point_mass_episodes",
     "preprocess_cytometry",
     "python_topics",
     "read_fcs",

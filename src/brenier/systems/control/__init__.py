@@ -1,0 +1,1 @@
+"""Systems for people who make robots move and decide."""
