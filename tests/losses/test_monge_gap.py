@@ -20,6 +20,7 @@ N = 8
 X, Y = cloud(N, 2, 1), cloud(N, 2, 2) + 0.3
 A = weights(N, 3)
 COSTS = ["sqeuclidean", "euclidean", Lp(2.0, 1.5), Lp(1.5, 1.5), Geodesic(), lambda x, y: (x - y).pow(4).sum(-1)]
+EPSILONS = torch.tensor([0.3, 0.5, 1.0], dtype=torch.float64)
 NAMES = ["sqeuclidean", "euclidean", "power", "lp", "geodesic", "callable"]
 
 
@@ -98,7 +99,7 @@ def test_stopped_early_it_is_too_large_and_never_too_small() -> None:
 
 def test_batches() -> None:
     x, y = cloud(6, 2, 0, 3), cloud(6, 2, 1, 3)
-    for options in ({"convention": "exact"}, {"epsilon": 0.5, "tol": 1e-10}, {"epsilon": torch.tensor([0.3, 0.5, 1.0])}):
+    for options in ({"convention": "exact"}, {"epsilon": 0.5, "tol": 1e-10}, {"epsilon": EPSILONS}):
         together = monge_gap(x, y, **options)
         assert together.shape == (3,)
         for k in range(3):

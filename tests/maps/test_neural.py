@@ -77,10 +77,11 @@ def test_forms_that_are_refused(arguments: Any, options: Any, message: str) -> N
 def test_the_penalty_of_a_linear_field(generator: torch.Generator) -> None:
     J, x = cloud(3, 3, 5), cloud(4, 3)
     expected = (J - J.T).square().sum()
-    found = torch.stack([conservative_penalty(lambda z: z @ J.T, x, generator=generator) for _ in range(400)])
+    found = torch.stack([conservative_penalty(lambda z: z @ J.T, x, generator=generator).detach() for _ in range(400)])
     assert_close(found.mean(), expected, rtol=0.1)
-    assert_close(conservative_penalty(lambda z: z @ J.T, x, probes=400, generator=generator), expected, rtol=0.1)
-    assert float(conservative_penalty(lambda z: z @ (J + J.T), x)) < 1e-20
+    again = conservative_penalty(lambda z: z @ J.T, x, probes=400, generator=generator).detach()
+    assert_close(again, expected, rtol=0.1)
+    assert float(conservative_penalty(lambda z: z @ (J + J.T), x).detach()) < 1e-20
 
 
 def test_the_penalty_of_a_gradient_is_zero_and_it_can_be_learned() -> None:
@@ -95,8 +96,7 @@ def test_the_penalty_of_a_gradient_is_zero_and_it_can_be_learned() -> None:
         optimizer.zero_grad()
         conservative_penalty(field, x).backward()
         optimizer.step()
-    with torch.no_grad():
-        assert float(conservative_penalty(field, x, probes=8)) < 0.1 * before
+    assert float(conservative_penalty(field, x, probes=8).detach()) < 0.1 * before
 
 
 def test_the_penalty_refuses() -> None:
@@ -124,9 +124,8 @@ def test_quality_of_known_maps() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"residual": False}, {"structured": True, "lam_cons": 0.01}], ids=str)
 def test_it_learns_the_optimal_map(options: dict[str, Any]) -> None:
-    X, Y = clouds()
+    (X, x), (Y, y) = (np.split(c, 2) for c in clouds(800))
     found = small(max_iter=150, batch_size=128, lr=5e-3, **options).fit(X, Y)
-    x, y = (c for c in clouds(401))
     quality, start = found.evaluate(x, y), map_quality(x, x, y)
     assert quality["mmd"] < 0.05 * start["mmd"]
     assert quality["exact_gap"] < 0.02 * quality["displacement"]

@@ -1,8 +1,8 @@
 """Monge gap: what the term is claimed to do, with the same steps and networks with and without it.
 
-Parts: (A) Gaussians, whose optimal map is known, and a convex network in the same time; (B) yeast cells at the lowest and
-the highest doses; (C) other costs: the Euclidean distance in the plane and the geodesic one on the sphere; (D) gaps that
-are known. The paper's 4i and sci-Plex cohorts ship with no package; (B) stands in for them.
+Parts: (A) Gaussians, whose optimal map is known, and a convex network in the same time; (B) yeast cells at the lowest
+and the highest doses; (C) other costs: the Euclidean distance in the plane and the geodesic one on the sphere; (D) gaps
+that are known. The paper's 4i and sci-Plex cohorts ship with no package; (B) stands in for them.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def run(config: MongeGapConfig, log: Log = lambda line: None) -> Report:
     report = Report("monge-gap", "Monge gap: optimal maps for any cost", config.preset, list(config.seeds))
     info = data.info("yeast-dose-response")
     report.data += [
-        "generated: Gaussians of random covariance (A), moons, S-curve and clouds on the sphere (C); as the spec has it",
+        "generated: Gaussians of random covariance (A), moons, S-curve and clouds on the sphere (C)",
         f"yeast-dose-response: {info.source}; {info.licence}",
     ]
     report.notes += [
-        f"Adam, step 1e-3, batches of {config.batch}; {config.max_iter} iterations in (A) and (B), {config.toy_iter} in "
-        "(C). Both weights of the gap have the same steps, batches and starts.",
+        f"Adam, step 1e-3, batches of {config.batch}; {config.max_iter} iterations in (A) and (B), {config.toy_iter} "
+        "in (C). Both weights of the gap have the same steps, batches and starts.",
         "Gaps are exact ones (no entropy), on points that the maps have not seen. UVP is "
         "100 E||T - T*||^2 / tr S, the unexplained variance in per cent.",
         "Both sides of (A) are Gaussian, so that `LinearMap` has the answer by formula; networks do not know that.",
@@ -179,7 +179,8 @@ def _gaussians(run: _Run) -> None:
                 key = dim, net, lam
                 table.add(f"{net} net, lambda = {lam:g}", values, gaps[key], shares[key], seconds[key])
         if d == 8:
-            table.add("convex networks (ICNN dual), time of the residual net", convex, "", "", seconds[8, "residual", 1.0])
+            name = "convex networks (ICNN dual), time of the residual net"
+            table.add(name, convex, "", "", seconds[8, "residual", 1.0])
     with_, without = ({d: _mean(uvp[d, "plain", lam]) for d in (2, 8)} for lam in (1.0, 0.0))
     report.claims += [
         Claim.at_most("(A) d = 2, plain net: UVP with the gap over that without", with_[2] / without[2], 0.25),
@@ -254,7 +255,9 @@ def _yeast(run: _Run) -> None:
         Claim.at_most(
             "(B) plain net: held-out MMD^2 with lambda = 1 over that with 0", discrepancy[1.0] / discrepancy[0.0], 1.1
         ),
-        Claim.at_most("(B) plain net, lambda = 1: held-out MMD^2 over that without a map", discrepancy[1.0] / identity, 0.15),
+        Claim.at_most(
+            "(B) plain net, lambda = 1: held-out MMD^2 over that without a map", discrepancy[1.0] / identity, 0.15
+        ),
     ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     names = [f"{net}\n{lam:g}" for net, lam in found]
@@ -426,6 +429,8 @@ def _known(run: _Run) -> None:
         table.add(name, values)
     turned = found.pop("rotation by a right angle")
     report.claims += [
-        Claim.at_most("(D) largest gap of optimal maps", max(abs(v) for values in found.values() for v in values), 1e-6),
+        Claim.at_most(
+            "(D) largest gap of optimal maps", max(abs(v) for values in found.values() for v in values), 1e-6
+        ),
         Claim.at_least("(D) least gap of a rotation by a right angle", min(turned), 1e-3),
     ]

@@ -60,7 +60,8 @@ def monge_gap(
     It is nonnegative, and zero where T is an optimal map from rho to its own image: as a term of a loss it makes any
     network learn an optimal map, for any cost. W is one of three, by convention:
 
-    - "kl": min <P, C> + eps KL(P | a ⊗ a), as everywhere here. M is at least -eps H(a), and negative at an optimal map.
+    - "kl": min <P, C> + eps KL(P | a ⊗ a), as everywhere here. M is at least -eps H(a), and not positive at an
+      optimal map.
     - "entropy": min <P, C> + eps sum P log P, which adds 2 eps H(a) to M. It is at least eps H(a), and about that at an
       optimal map; OTT has this one.
     - "exact": no entropy. It is what to report.

@@ -91,7 +91,8 @@ class ICNN(nn.Module):
 class ICNNMap(NeuralMap):
     r"""Learn the optimal map of the squared Euclidean cost as the gradient of a convex network.
 
-    .. math:: \min_f \max_g\; \mathbb E_\nu f(y) + \mathbb E_\mu \big[\langle x, \nabla g(x)\rangle - f(\nabla g(x))\big]
+    .. math:: \min_f \max_g\; \mathbb E_\nu f(y)
+        + \mathbb E_\mu \big[\langle x, \nabla g(x)\rangle - f(\nabla g(x))\big]
 
     Both are input-convex; the maximum over g is the convex conjugate of f, and there the gradient of g is that of the
     conjugate: T = grad g sends mu to nu, and grad f sends nu back. Each iteration takes `inner_iter` steps of g and one

@@ -135,7 +135,7 @@ def conservative_penalty(
     Example:
         >>> import torch
         >>> J = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-        >>> float(conservative_penalty(lambda x: x @ J.T, torch.zeros(4, 2)))  # ||J - J^T||^2 = 4 + 4
+        >>> float(conservative_penalty(lambda x: x @ J.T, torch.zeros(4, 2)).detach())  # ||J - J^T||^2 = 4 + 4
         8.0
 
     Source: Uscidda & Cuturi (2023), The Monge gap; Chao et al. (2023), On investigating the conservative property of

@@ -102,7 +102,9 @@ def map_quality(
 class _Samples:
     """One side of the data in float32: a cloud of which batches are drawn, or a function that draws them."""
 
-    def __init__(self, given: Array | Callable[[int, torch.Generator], Tensor], name: str, device: torch.device) -> None:
+    def __init__(
+        self, given: Array | Callable[[int, torch.Generator], Tensor], name: str, device: torch.device
+    ) -> None:
         self.name, self.device = name, device
         self.sampler = given if callable(given) else None
         self.points = None if callable(given) else torch.from_numpy(np.array(given, dtype=np.float32)).to(device)
@@ -323,7 +325,8 @@ class NeuralMap(CloudMap):
                     self._write(path, fingerprint, network, optimizers, generator, state)
                 if late:
                     break
-        if held_out is not None and state.iteration % self.check_every:  # no part of the checkpoint: a longer fit has none
+        # no part of the checkpoint, as a longer fit does not look here
+        if held_out is not None and state.iteration % self.check_every:
             self._look(network, held_out, state)
         if state.weights is not None:
             network.load_state_dict(state.weights)
