@@ -304,13 +304,19 @@ class MongeGapEstimator(NeuralMap):
         return [torch.optim.Adam(network.parameters(), lr=self.lr)]
 
     def _prepare(self, data: Data) -> None:
-        x, y = (side.draw(_SCALE_POINTS, data.generator).double() for side in (data.source, data.target))
+        x, y = (points.double() for points in data.some(_SCALE_POINTS))
         self.epsilon_ = _in_cost_units("epsilon", self.epsilon, Relative(0.01), PointCloud(x, y, self.cost))
-        self.epsilon_fit_ = _in_cost_units("epsilon_fit", self.epsilon_fit, Relative(0.1), PointCloud(y, y))
+        geometry = PointCloud(y, y, self._cost_fit())
+        self.epsilon_fit_ = _in_cost_units("epsilon_fit", self.epsilon_fit, Relative(0.1), geometry)
+
+    def _cost_fit(self) -> str | Cost | Callable[[Tensor, Tensor], Tensor]:
+        """Of the Sinkhorn divergence, whatever the cost of the map."""
+        return "sqeuclidean"
 
     def _fit_term(self, moved: Tensor, y: Tensor) -> Tensor:
         if self.loss is None:
-            return sinkhorn_divergence(moved, y, epsilon=self.epsilon_fit_, tol=self.tol).value
+            cost = self._cost_fit()
+            return sinkhorn_divergence(moved, y, cost=cost, epsilon=self.epsilon_fit_, tol=self.tol).value
         return torch.as_tensor(self.loss(moved, y)).mean()
 
     def _gap_term(self, x: Tensor, moved: Tensor) -> Tensor:
@@ -319,8 +325,15 @@ class MongeGapEstimator(NeuralMap):
     def _iterate(
         self, network: nn.Module, optimizers: list[torch.optim.Optimizer], data: Data, iteration: int
     ) -> dict[str, float]:
-        x, y = data.draw()
-        moved = network(x)
+        optimizers[0].zero_grad(set_to_none=True)
+        measured = self._descend(network, data, iteration)
+        optimizers[0].step()
+        return measured
+
+    def _descend(self, network: nn.Module, data: Data, iteration: int, share: float = 1.0) -> dict[str, float]:
+        """Add so much of the gradient on a batch; numbers for the history."""
+        x, y, *context = data.draw()
+        moved = network(x, *context)
         fit = total = self._fit_term(moved, y)
         lam, gap = float(self.lam(iteration) if callable(self.lam) else self.lam), math.nan
         if lam:
@@ -332,9 +345,7 @@ class MongeGapEstimator(NeuralMap):
             term = conservative_penalty(field_of, x, generator=data.generator)
             total = total + self.lam_cons * term
             measured["conservative"] = float(term.detach())
-        optimizers[0].zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        optimizers[0].step()
+        (share * total).backward()  # type: ignore[no-untyped-call]
         return {**measured, "loss": float(total.detach())}
 
     @torch.no_grad()
@@ -342,9 +353,10 @@ class MongeGapEstimator(NeuralMap):
         out: Tensor = network(x)
         return out
 
-    def _held_out(self, network: nn.Module, x: Tensor, y: Tensor) -> float:
+    def _held_out(self, network: nn.Module, *held: Tensor) -> float:
         with torch.no_grad():
-            moved = network(x)
+            x, y, *context = held
+            moved = network(x, *context)
             lam = float(self.lam(self.max_iter) if callable(self.lam) else self.lam)
             total = self._fit_term(moved, y)
             return float(total + lam * self._gap_term(x, moved) if lam else total)

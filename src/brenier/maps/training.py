@@ -141,16 +141,36 @@ class _Samples:
 
 
 class Data(NamedTuple):
-    """What a training loop draws from."""
+    """What a training loop draws from: a source and its target, or several targets, each with a context."""
 
     source: _Samples
-    target: _Samples
+    targets: Sequence[_Samples]
     generator: torch.Generator
     batch: int
+    contexts: Sequence[Tensor] = ()  # one for each target, or none
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """A batch of either side, (n, d) and (m, d)."""
-        return self.source.draw(self.batch, self.generator), self.target.draw(self.batch, self.generator)
+    def draw(self) -> tuple[Tensor, ...]:
+        """A batch of either side, (n, d) and (m, d); of several targets that of one, drawn evenly, and its context."""
+        if not self.contexts:
+            return self.source.draw(self.batch, self.generator), self.targets[0].draw(self.batch, self.generator)
+        k = int(torch.randint(len(self.targets), (), generator=self.generator))
+        return (
+            self.source.draw(self.batch, self.generator),
+            self.targets[k].draw(self.batch, self.generator),
+            self.contexts[k],
+        )
+
+    def some(self, n: int) -> tuple[Tensor, Tensor]:
+        """About n points of the source, and as many of all targets together, in equal shares."""
+        share = -(-n // len(self.targets))
+        x = self.source.draw(n, self.generator)
+        return x, torch.cat([target.draw(share, self.generator) for target in self.targets])
+
+    def hold_out(self, fraction: float) -> list[tuple[Tensor, ...]]:
+        """Points that are no longer drawn: for each target those of the source, its own and its context."""
+        x = self.source.split(fraction, self.batch, self.generator)
+        sides = [target.split(fraction, self.batch, self.generator) for target in self.targets]
+        return [(x, y, *self.contexts[k : k + 1]) for k, y in enumerate(sides)] or [(x,)]
 
 
 @dataclass
@@ -207,7 +227,7 @@ class NeuralMap(CloudMap):
     device: str
     seed: int
 
-    _fitted: tuple[str, ...] = ()  # numbers beside the network that files keep
+    _fitted: tuple[str, ...] = ()  # what files keep beside the network: numbers, texts and sequences of them
     _not_of_the_fit = ("max_iter", "checkpoint", "timeout", "progress", "device")  # may differ when it is resumed
 
     @abstractmethod
@@ -231,9 +251,9 @@ class NeuralMap(CloudMap):
     def _prepare(self, data: Data) -> None:
         """Whatever must be known of the data before the first iteration."""
 
-    def _held_out(self, network: nn.Module, x: Tensor, y: Tensor) -> float:
-        """The loss on points that were held out."""
-        return float(sinkhorn_divergence(self._moved(network, x), y, epsilon=Relative(0.05), tol=1e-3).value)
+    def _held_out(self, network: nn.Module, *held: Tensor) -> float:
+        """The loss on what `Data.draw` gives, of points that were held out."""
+        return float(sinkhorn_divergence(self._moved(network, held[0]), held[1], epsilon=Relative(0.05), tol=1e-3).value)
 
     # -- fit -------------------------------------------------------------------------------------------------
 
@@ -261,7 +281,7 @@ class NeuralMap(CloudMap):
             d = samples.draw(1, generator).shape[1] if samples.points is None else samples.points.shape[1]
             if d != self.n_features_in_:
                 refuse(samples.name, f"points of dimension {self.n_features_in_}", f"dimension {d}")
-        self._train(Data(source, target, generator, self.batch_size), self._fingerprint(x, y))
+        self._train(Data(source, (target,), generator, self.batch_size), self._fingerprint(x, y))
         self.network_.to(torch.float32 if callable(x) else float_tensor(x[:1], "X").dtype)
         return self
 
@@ -291,11 +311,7 @@ class NeuralMap(CloudMap):
 
     def _train(self, data: Data, fingerprint: str) -> None:
         device, generator = data.source.device, data.generator
-        held_out: tuple[Tensor, Tensor] | None = None
-        if self.early_stopping:
-            sides = (data.source, data.target)
-            x, y = (side.split(self.validation_fraction, data.batch, generator) for side in sides)
-            held_out = x, y
+        held_out = data.hold_out(self.validation_fraction) if self.early_stopping else None
         self._prepare(data)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -334,10 +350,10 @@ class NeuralMap(CloudMap):
         self.history_ = state.history
         self.n_iter_ = state.iteration
 
-    def _look(self, network: nn.Module, held_out: tuple[Tensor, Tensor], state: _State) -> None:
+    def _look(self, network: nn.Module, held_out: list[tuple[Tensor, ...]], state: _State) -> None:
         """Compare the network with the best so far."""
         network.eval()
-        loss = self._held_out(network, *held_out)
+        loss = sum(self._held_out(network, *held) for held in held_out) / len(held_out)
         network.train()
         state.note({"held_out": loss})
         state.stale += 1
@@ -442,7 +458,7 @@ class NeuralMap(CloudMap):
             "parameters": {k: value for k, (known, value) in encoded.items() if known},
             "features": self.n_features_in_,
             "names": list(map(str, getattr(self, "feature_names_in_", []))),
-            "fitted": {name: getattr(self, name) for name in ("n_iter_", *self._fitted)},
+            "fitted": {name: _encoded(getattr(self, name))[1] for name in ("n_iter_", *self._fitted)},
             "dtype": str(next(self.network_.parameters()).dtype).removeprefix("torch."),
         }
         weights = {k: t.detach().cpu().contiguous() for k, t in self.network_.state_dict().items()}
@@ -464,11 +480,11 @@ class NeuralMap(CloudMap):
             refuse("path", "a file that a map has written", str(path))
         out = cls(**{**{k: _decoded(v) for k, v in header["parameters"].items()}, **parameters})
         out.n_features_in_ = header["features"]
+        for name, value in header["fitted"].items():
+            setattr(out, name, _decoded(value))
         network = out._build(out.n_features_in_).to(getattr(torch, header["dtype"]))
         network.load_state_dict(weights)
         out.network_ = network.to(out.device).eval()
-        for name, value in header["fitted"].items():
-            setattr(out, name, value)
         if header["names"]:
             out.feature_names_in_ = np.asarray(header["names"], dtype=object)
         return out
