@@ -349,8 +349,8 @@ class MongeGapEstimator(NeuralMap):
         return {**measured, "loss": float(total.detach())}
 
     @torch.no_grad()
-    def _moved(self, network: nn.Module, x: Tensor) -> Tensor:
-        out: Tensor = network(x)
+    def _moved(self, network: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
+        out: Tensor = network(x, *context)
         return out
 
     def _held_out(self, network: nn.Module, *held: Tensor) -> float:

@@ -30,7 +30,7 @@ from .base import Array, CloudMap
 
 _validation = need("sklearn.utils.validation", "learn", "A learned map")
 
-__all__ = ["BANDWIDTHS", "Data", "NeuralMap", "Points", "map_quality"]
+__all__ = ["BANDWIDTHS", "Data", "NeuralMap", "Points", "Samples", "cosine", "map_quality"]
 
 Points = ArrayLike | Callable[[int, torch.Generator], Tensor]
 """A cloud (n, d), or a function of a number of points and a generator that draws so many."""
@@ -99,7 +99,7 @@ def map_quality(
 # -- training ------------------------------------------------------------------------------------------------
 
 
-class _Samples:
+class Samples:
     """One side of the data in float32: a cloud of which batches are drawn, or a function that draws them."""
 
     def __init__(
@@ -143,8 +143,8 @@ class _Samples:
 class Data(NamedTuple):
     """What a training loop draws from: a source and its target, or several targets, each with a context."""
 
-    source: _Samples
-    targets: Sequence[_Samples]
+    source: Samples
+    targets: Sequence[Samples]
     generator: torch.Generator
     batch: int
     contexts: Sequence[Tensor] = ()  # one for each target, or none
@@ -171,6 +171,20 @@ class Data(NamedTuple):
         x = self.source.split(fraction, self.batch, self.generator)
         sides = [target.split(fraction, self.batch, self.generator) for target in self.targets]
         return [(x, y, *self.contexts[k : k + 1]) for k, y in enumerate(sides)] or [(x,)]
+
+
+def cosine(iteration: int, max_iter: int, *, warmup: int = 0, floor: float = 0.0) -> float:
+    """What a step length is multiplied by: it grows to 1 in the first iterations, then falls along a cosine.
+
+    Args:
+        iteration, max_iter: which of how many.
+        warmup: iterations until it is 1.
+        floor: where it ends.
+    """
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    share = min((iteration - warmup) / max(max_iter - warmup, 1), 1.0)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass
@@ -276,7 +290,7 @@ class NeuralMap(CloudMap):
             refuse("Y", "a target cloud", "None", "Call fit(X, Y).")
         y = Y if callable(Y) else self._target(Y, np.float32 if callable(x) else x.dtype)
         device = torch.device(self.device)
-        source, target = _Samples(x, "X", device), _Samples(y, "Y", device)
+        source, target = Samples(x, "X", device), Samples(y, "Y", device)
         for samples in (source, target):
             d = samples.draw(1, generator).shape[1] if samples.points is None else samples.points.shape[1]
             if d != self.n_features_in_:
