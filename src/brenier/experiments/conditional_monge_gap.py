@@ -80,7 +80,7 @@ def run(config: ConditionalMongeGapConfig, log: Log = lambda line: None) -> Repo
         f"{config.pairs_iter} in (C). Maps of one condition have as many as the one of all.",
         "Numbers are means over conditions of what was measured on each, then over seeds. MMD^2 is the mean over "
         "the kernels exp(-gamma ||x - y||^2), gamma in {2, 1, 0.5, 0.1, 0.01, 0.005}; W2 and gaps are exact.",
-        "Scales, components and genes are those of training cells of training conditions and controls.",
+        "Scales, components and genes are fitted without held-out conditions.",
         "sci-Plex 3 and 4i ship with no package.",
     ]
     parts = _Run(config, report, log)
