@@ -4,6 +4,10 @@ Nothing is fetched at import, and nothing is vendored: a set comes from a packag
 package, or a public address, and is checked against a hash.
 """
 
+from ._cells import BloodCells as BloodCells
+from ._cells import TimeCourse as TimeCourse
+from ._cells import hsmm as hsmm
+from ._cells import pbmc68k_reduced as pbmc68k_reduced
 from ._cytometry import DoseResponse as DoseResponse
 from ._cytometry import Wells as Wells
 from ._cytometry import flow_cytometry_wells as flow_cytometry_wells
@@ -38,12 +42,14 @@ from ._speech import read_ts as read_ts
 from ._text import python_topics as python_topics
 
 __all__ = [
+    "BloodCells",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
     "DoseResponse",
     "Images",
     "SplitImages",
+    "TimeCourse",
     "Utterances",
     "WeightedClouds",
     "Wells",
@@ -59,10 +65,12 @@ __all__ = [
     "from_pypi",
     "from_url",
     "get",
+    "hsmm",
     "image_clouds",
     "info",
     "japanese_vowels",
     "list_datasets",
+    "pbmc68k_reduced",
     "photographs",
     "preprocess_cytometry",
     "python_topics",
