@@ -71,3 +71,42 @@ def pbmc68k_reduced() -> BloodCells:
         np.asarray(cells.X, dtype=np.float64),
         tuple(map(str, cells.var_names)),
     )
+
+
+_HSMM = "usr/lib/R/site-library/HSMMSingleCell/data/"
+
+
+@dataset(
+    "hsmm",
+    source="Debian r-bioc-hsmmsinglecell",
+    licence="Artistic-2.0",
+    size="17 MB fetched and kept",
+)
+def hsmm() -> TimeCourse:
+    """271 human myoblasts at 0, 24, 48 and 72 hours of differentiation, 47,192 genes each.
+
+    Primary skeletal muscle myoblasts after a switch of the medium; expression in FPKM, nothing is scaled. Source: the
+    Debian package `r-bioc-hsmmsinglecell` (Artistic-2.0), installed, or unpacked into the cache without root.
+
+    Returns:
+        expression (271, 47192), hours (271,), genes.
+
+    Raises:
+        DataUnavailable: when the package cannot be had.
+        ImportError: when rdata is not installed.
+
+    References:
+        C. Trapnell et al. The dynamics and regulators of cell fate decisions are revealed by pseudotemporal ordering of
+        single cells. Nature Biotechnology 32, 381-386, 2014.
+    """
+    rdata = need("rdata", "data", "Reading files of R")
+    names = ("HSMM_expr_matrix", "HSMM_sample_sheet")
+    paths = from_debian("r-bioc-hsmmsinglecell", [f"{_HSMM}{name}.rda" for name in names])
+    matrix, sheet = (rdata.read_rda(paths[f"{_HSMM}{name}.rda"])[name] for name in names)
+    cells = [str(name) for name in matrix.coords["dim_1"].values]
+    hours = sheet["Hours"].loc[cells].astype(str).str.removeprefix("T")
+    return TimeCourse(
+        np.ascontiguousarray(matrix.values.T, dtype=np.float64),
+        hours.astype(np.int64).to_numpy(),
+        tuple(str(name) for name in matrix.coords["dim_0"].values),
+    )
