@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ...._inputs import float_tensor, is_count, is_real, plain
+from ....api import solve
 from ....costs import Cost, as_cost
 from ....errors import need, refuse
-from ....losses import monge_gap
+from ....losses import mmd, monge_gap
 from ....maps.base import Array
 from ....maps.neural import MongeGapEstimator, Schedule
-from ....maps.training import Data, Samples, cosine
+from ....maps.training import BANDWIDTHS, Data, Samples, cosine
 from ....problem import Relative
 from .contexts import dose_context
 from .metrics import mmd_floor, response_metrics
@@ -32,6 +33,7 @@ __all__ = ["CMonge", "Populations", "populations"]
 
 _LEAST_CELLS = 32  # of a condition: fewer would be the same ones in every batch
 _FLOOR = 0.01  # the part of the step length that is left in the end
+_EPSILON = 0.1  # of the distances that are measured, in their unit
 
 
 class Populations(NamedTuple):
@@ -274,7 +276,7 @@ class CMonge(MongeGapEstimator):
         self._check()
         control = self._cells(X, reset=True)
         if not isinstance(Y, Mapping) or not Y:
-            refuse("Y", "a mapping of conditions to their cells", "an empty one" if Y == {} else type(Y).__name__)
+            refuse("Y", "a mapping of conditions to their cells", "an empty one" if isinstance(Y, Mapping) else type(Y).__name__)
         if not isinstance(contexts, Mapping):
             refuse("contexts", "a mapping of conditions to numbers", type(contexts).__name__)
         treated = [self._cells(cloud).astype(control.dtype, copy=False) for cloud in Y.values()]
@@ -459,16 +461,16 @@ class CMonge(MongeGapEstimator):
             moved = sent if self.reducer is None else np.asarray(self._the_reducer().inverse_transform(sent))
             columns = features[key] if isinstance(features, Mapping) else slice(None) if features is None else features
             u, v, w = (cells[:, columns] for cells in (moved, y, x))
-            half = len(v) // 2
+            near = solve(v[: len(v) // 2], v[len(v) // 2 :], cost="euclidean", epsilon=_EPSILON)
             begin, end = (torch.from_numpy(cells).double() for cells in (latent, sent))
             rows.append(
                 {
-                    **response_metrics(u, v),
+                    **response_metrics(u, v, epsilon=_EPSILON),
                     "exact_gap": float(monge_gap(begin, end, cost=self.cost, convention="exact")),
                     "displacement": float(as_cost(self.cost)(begin, end).mean()),
-                    "mmd_identity": response_metrics(w, v)["mmd"],
+                    "mmd_identity": float(mmd(w, v, bandwidth=BANDWIDTHS)),
                     "mmd_floor": mmd_floor(v, len(u), seed=self.seed),
-                    "wasserstein_floor": response_metrics(v[:half], v[half:])["wasserstein"],
+                    "wasserstein_floor": float(near.linear_value),
                     "n_control": len(x),
                     "n_treated": len(y),
                 }
