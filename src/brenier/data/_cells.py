@@ -32,14 +32,14 @@ class TimeCourse(NamedTuple):
 
 @dataset(
     "pbmc68k-reduced",
-    source="PyPI scanpy 1.12.4 (wheel), scanpy/datasets; from the 68k set of 10x Genomics",
+    source="PyPI scanpy 1.11.5 (wheel), scanpy/datasets; from the 68k set of 10x Genomics",
     licence="BSD-3-Clause (scanpy)",
-    size="2 MB fetched, 0.6 MB kept",
+    size="2.1 MB fetched, 1.8 MB kept",
 )
 def pbmc68k_reduced() -> BloodCells:
     """700 blood cells of ten types, as 50 principal components and 765 standardised genes.
 
-    A subsample of the 68,579 peripheral blood mononuclear cells of Zheng et al. Source: the wheel of `scanpy` 1.12.4
+    A subsample of the 68,579 peripheral blood mononuclear cells of Zheng et al. Source: the wheel of `scanpy` 1.11.5
     (BSD-3-Clause), which ships it.
 
     Returns:
@@ -57,9 +57,9 @@ def pbmc68k_reduced() -> BloodCells:
     member = "scanpy/datasets/10x_pbmc68k_reduced.h5ad"
     paths = from_pypi(
         "scanpy",
-        "1.12.4",
-        filename="scanpy-1.12.4-py3-none-any.whl",
-        sha256="",
+        "1.11.5",
+        filename="scanpy-1.11.5-py3-none-any.whl",
+        sha256="fcd383ddcf7acbf7c0ca232c25ad51b00aec9f8d2f7c8954b8c6ee0962257166",
         members=[member],
     )
     with warnings.catch_warnings():

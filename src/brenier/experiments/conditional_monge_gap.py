@@ -238,10 +238,14 @@ def _yeast(run: _Run) -> None:
         ),
         Claim.at_most("(A) held-out doses: MMD^2 over that of no map", ours / far_means["identity"]["MMD^2"], 0.2),
         Claim.at_most(
-            "(A) held-out doses: MMD^2 over that of maps of one dose, trained there", _mean([r["out"] for r in ratios]), 1.6
+            "(A) held-out doses: MMD^2 over that of maps of one dose, trained there",
+            _mean([r["out"] for r in ratios]),
+            1.6,
         ),
         Claim.at_most(
-            "(B) held-out cells of training doses: MMD^2 over that of maps of one dose", _mean([r["in"] for r in ratios]), 1.3
+            "(B) held-out cells of training doses: MMD^2 over that of maps of one dose",
+            _mean([r["in"] for r in ratios]),
+            1.3,
         ),
         Claim.at_most(
             "(A), (B) largest exact gap over mean displacement, of any dose", max(max(v) for v in gaps.values()), 0.05
@@ -371,6 +375,8 @@ def _times(run: _Run) -> None:
     ours = means["CMonge"]["W2"]
     report.claims += [
         Claim.at_most("(D) 48 h: W2 over that of no map", ours / means["identity"]["W2"], 1.0),
-        Claim.at_most("(D) 48 h: W2 over that of one map that is told nothing", ours / means["one map, told nothing"]["W2"], 1.0),
+        Claim.at_most(
+            "(D) 48 h: W2 over that of one map that is told nothing", ours / means["one map, told nothing"]["W2"], 1.0
+        ),
         Claim.at_most("(D) largest exact gap over mean displacement, of any time", max(gaps), 0.05),
     ]

@@ -267,7 +267,9 @@ class NeuralMap(CloudMap):
 
     def _held_out(self, network: nn.Module, *held: Tensor) -> float:
         """The loss on what `Data.draw` gives, of points that were held out."""
-        return float(sinkhorn_divergence(self._moved(network, held[0]), held[1], epsilon=Relative(0.05), tol=1e-3).value)
+        return float(
+            sinkhorn_divergence(self._moved(network, held[0]), held[1], epsilon=Relative(0.05), tol=1e-3).value
+        )
 
     # -- fit -------------------------------------------------------------------------------------------------
 

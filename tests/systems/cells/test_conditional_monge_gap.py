@@ -130,7 +130,9 @@ def test_effects_that_are_near_are_embedded_near() -> None:
     assert (np.diff(along) > 0).all()  # in the order of the shifts
     again = moa_embedding(samples, dim=2, batches=2)
     assert all(np.array_equal(again[key], found[key]) for key in samples)
-    assert all(np.array_equal(v, np.zeros(3)) for v in moa_embedding({0: np.ones((5, 2)), 1: np.ones((5, 2))}, 3).values())
+    assert all(
+        np.array_equal(v, np.zeros(3)) for v in moa_embedding({0: np.ones((5, 2)), 1: np.ones((5, 2))}, 3).values()
+    )
 
 
 def test_embeddings_that_are_refused() -> None:
@@ -167,9 +169,9 @@ def test_metrics_of_known_clouds() -> None:
     assert found["signature"] == pytest.approx(5)
     exact = float(solve(x, x + [3.0, 0.0, 4.0], cost="euclidean").value)
     assert exact <= found["wasserstein"] < exact + 0.3
-    assert found["sinkhorn_divergence"] == pytest.approx(5, abs=0.05)
+    assert 4 < found["sinkhorn_divergence"] < 5
     assert found["mmd"] == pytest.approx(float(mmd(x, x + [3.0, 0.0, 4.0], bandwidth=BANDWIDTHS)))
-    means = x.mean(0), (x + [3.0, 0.0, 4.0]).mean(0)
+    means = x.mean(0), x.mean(0) + np.array([3.0, 0.0, 4.0])
     assert found["r2"] == pytest.approx(np.corrcoef(*means)[0, 1] ** 2)
     same = response_metrics(x, x)
     assert (same["signature"], same["r2"]) == (0, pytest.approx(1))
@@ -180,7 +182,8 @@ def test_metrics_of_known_clouds() -> None:
 def test_the_floor_is_what_two_samples_show() -> None:
     rng = np.random.default_rng(0)
     drawn = [float(mmd(*rng.normal(size=(2, 120, 2))[:, :100], bandwidth=BANDWIDTHS)) for _ in range(30)]
-    assert mmd_floor(rng.normal(size=(100, 2)), 100) == pytest.approx(np.mean(drawn), rel=0.25)
+    floors = [mmd_floor(rng.normal(size=(100, 2)), 100) for _ in range(10)]
+    assert np.mean(floors) == pytest.approx(np.mean(drawn), rel=0.15)
     y = rng.normal(size=(100, 2))
     assert mmd_floor(y, 50) == pytest.approx(1.5 * mmd_floor(y, 100))
     with pytest.raises(InvalidInput, match="four cells"):
@@ -200,15 +203,15 @@ def test_the_step_length() -> None:
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_dose_between_two_others(residual: bool) -> None:
-    control, treated, contexts = cells(400)
-    found = small(max_iter=250, batch_size=64, residual=residual, sizes=8).fit(control, treated, contexts)
+    control, treated, contexts = cells()
+    found = small(max_iter=120, residual=residual, sizes=8).fit(control, treated, contexts)
     moved = found.predict(control, [0.75])
     assert moved.mean(0) == pytest.approx([1.5, 0], abs=0.3)
     frame = found.evaluate(control, {0.75: control * [1, 0.7] + [1.5, 0]}, {0.75: [0.75]})
     row = frame.loc[0.75]
     assert row["mmd"] < 0.2 * row["mmd_identity"]
     assert row["exact_gap"] < 0.05 * row["displacement"]
-    assert found.n_cells_ == (400, 400, 400)
+    assert found.n_cells_ == (200, 200, 200)
     assert set(found.history_) == {"loss", "fit", "gap"}
 
 
@@ -286,7 +289,9 @@ def test_cells_are_moved_in_the_space_of_the_reducer(reducer: Any, tmp_path: Pat
     moved = found.predict(control, "b")
     assert moved.shape == control.shape
     if isinstance(reducer, PCA):  # what it leaves out is nothing here
-        np.testing.assert_allclose(found.reducer_.inverse_transform(found.reducer_.transform(control)), control, atol=1e-6)
+        np.testing.assert_allclose(
+            found.reducer_.inverse_transform(found.reducer_.transform(control)), control, atol=1e-6
+        )
     assert found.evaluate(control, treated).shape[0] == 2
     pytest.importorskip("safetensors")
     found.save(tmp_path / "map.safetensors")
@@ -315,7 +320,9 @@ def test_the_autoencoder(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     found.save(tmp_path / "reducer.safetensors")
     again = Autoencoder.load(tmp_path / "reducer.safetensors")
-    np.testing.assert_array_equal(again.inverse_transform(again.transform(X)), found.inverse_transform(found.transform(X)))
+    np.testing.assert_array_equal(
+        again.inverse_transform(again.transform(X)), found.inverse_transform(found.transform(X))
+    )
 
 
 # -- training and files --------------------------------------------------------------------------------------

@@ -117,10 +117,11 @@ def moa_embedding(
     full = np.zeros((len(clouds), len(clouds)))
     rows, cols = pairs.T.numpy()
     full[rows, cols] = full[cols, rows] = distances.numpy()
+    if not full.any():
+        return {key: np.zeros(dim) for key in samples}
     points, _ = manifold.smacof(full, n_components=dim, n_init=4, random_state=seed, normalized_stress=False)
     low, high = points.min(), points.max()
-    points = (points - low) / (high - low) if high > low else np.zeros_like(points)
-    return dict(zip(samples, points))
+    return dict(zip(samples, (points - low) / (high - low)))
 
 
 def rdkit_descriptors(smiles: Mapping[Hashable, str]) -> dict[Any, Array]:

@@ -276,7 +276,11 @@ class CMonge(MongeGapEstimator):
         self._check()
         control = self._cells(X, reset=True)
         if not isinstance(Y, Mapping) or not Y:
-            refuse("Y", "a mapping of conditions to their cells", "an empty one" if isinstance(Y, Mapping) else type(Y).__name__)
+            refuse(
+                "Y",
+                "a mapping of conditions to their cells",
+                "an empty one" if isinstance(Y, Mapping) else type(Y).__name__,
+            )
         if not isinstance(contexts, Mapping):
             refuse("contexts", "a mapping of conditions to numbers", type(contexts).__name__)
         treated = [self._cells(cloud).astype(control.dtype, copy=False) for cloud in Y.values()]
@@ -325,7 +329,9 @@ class CMonge(MongeGapEstimator):
         if self.mode == "set" and out.ndim == 1:
             out = out[None]
         if out.ndim != 1 + (self.mode == "set") or not out.size:
-            refuse(name, "numbers (r, c), one row a drug" if self.mode == "set" else "numbers (c,)", f"shape {out.shape}")
+            refuse(
+                name, "numbers (r, c), one row a drug" if self.mode == "set" else "numbers (c,)", f"shape {out.shape}"
+            )
         if not np.isfinite(out).all():
             refuse(name, "finite numbers", "NaN or infinity")
         return out
@@ -380,7 +386,9 @@ class CMonge(MongeGapEstimator):
         _validation.check_is_fitted(self)
         x = self._cells(X)
         moved = self._sent(self._reduced(x), context)
-        return moved if self.reducer is None else np.asarray(self._the_reducer().inverse_transform(moved), dtype=x.dtype)
+        return (
+            moved if self.reducer is None else np.asarray(self._the_reducer().inverse_transform(moved), dtype=x.dtype)
+        )
 
     def transform(self, X: ArrayLike, context: Any = None) -> Array:
         """The same as `predict`, by the name that transformers have."""
