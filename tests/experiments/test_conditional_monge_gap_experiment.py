@@ -28,10 +28,11 @@ CLAIMS = [
 
 def test_halfway_along_a_plan() -> None:
     x = np.random.default_rng(0).normal(size=(30, 2))
-    path, masses = between(x, x + [4.0, 0.0], 0.25)
+    step = np.array([4.0, 0.0])
+    path, masses = between(x, x + step, 0.25)
     assert masses.sum() == pytest.approx(1)
-    assert w2(path, x + [1.0, 0.0], masses) < 1e-6
-    assert abs(discrepancy(path, x + [1.0, 0.0], masses)) < 1e-9
+    assert w2(path, x + step / 4, masses) < 1e-6
+    assert abs(discrepancy(path, x + step / 4, masses)) < 1e-9
 
 
 def test_drugs_add_up() -> None:

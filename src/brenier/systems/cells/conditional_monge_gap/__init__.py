@@ -7,8 +7,8 @@ for each. Conditions that were never measured are then a question of their conte
 `estimator` has the estimator `CMonge` and readers of AnnData, `networks` the map, `contexts` what drugs and doses look
 like to it, `metrics` how predictions are measured, and `autoencoder` a reducer for raw expression.
 
-Reference: Driessen, Harsanyi, Rapsomaniki & Born (2025), Towards generalizable single-cell perturbation modeling via the
-conditional Monge gap, arXiv 2504.08328.
+Reference: Driessen, Harsanyi, Rapsomaniki & Born (2025), Towards generalizable single-cell perturbation modeling via
+the conditional Monge gap, arXiv 2504.08328.
 """
 
 from .autoencoder import Autoencoder
