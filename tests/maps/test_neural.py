@@ -198,7 +198,9 @@ def test_a_seed_makes_it_the_same() -> None:
     assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [small, lambda **p: ICNNMap((8, 8), 2, **{"batch_size": 64, **p})], ids=["gap", "icnn"])
+@pytest.mark.parametrize(
+    "kind", [small, lambda **p: ICNNMap((8, 8), 2, **{"batch_size": 64, **p})], ids=["gap", "icnn"]
+)
 def test_a_fit_goes_on_from_its_checkpoint(kind: Any, tmp_path: Path) -> None:
     X, Y = clouds()
     options = {"early_stopping": True, "check_every": 2, "patience": 50}
