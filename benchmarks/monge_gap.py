@@ -9,6 +9,7 @@ other columns are parts of it, forward and backward. OTT runs the same losses, c
 """
 
 import argparse
+import itertools
 import statistics
 import time
 import warnings
@@ -79,10 +80,12 @@ def ott(n, d, repeats, tol):
 
     keys = jax.random.split(jax.random.key(0), 3 + repeats)
     root = jax.random.normal(keys[0], (d, d)) / d**0.5 + 0.5 * jnp.eye(d)
-    batches = [(jax.random.normal(k, (n, d)), jax.random.normal(jax.random.fold_in(k, 1), (n, d)) @ root + 1) for k in keys]
+    batches = [
+        (jax.random.normal(k, (n, d)), jax.random.normal(jax.random.fold_in(k, 1), (n, d)) @ root + 1) for k in keys
+    ]
     sizes = (d, 128, 64, 64, d)
     weights = [(jax.random.normal(jax.random.fold_in(keys[1], k), (a, b)) / a**0.5, jnp.zeros(b))
-               for k, (a, b) in enumerate(zip(sizes, sizes[1:]))]  # fmt: skip
+               for k, (a, b) in enumerate(itertools.pairwise(sizes))]  # fmt: skip
     fit_eps = 0.1 * float(pointcloud.PointCloud(batches[0][1]).mean_cost_matrix)
     gap_eps = 0.01 * float(pointcloud.PointCloud(*batches[0]).mean_cost_matrix)
 
@@ -94,7 +97,12 @@ def ott(n, d, repeats, tol):
 
     def fit(weights, x, y):
         return sinkhorn_divergence.sinkhorn_divergence(
-            pointcloud.PointCloud, network(weights, x), y, epsilon=fit_eps, solve_kwargs={"threshold": tol}, static_b=True
+            pointcloud.PointCloud,
+            network(weights, x),
+            y,
+            epsilon=fit_eps,
+            solve_kwargs={"threshold": tol},
+            static_b=True,
         )[0]
 
     def gap(weights, x, y):
@@ -126,7 +134,9 @@ def main():
         for d in options.dims:
             for name, measure in libraries.items():
                 found = measure(n, d, options.repeats, options.tol)
-                cells = [f"{1e3 * found[c]:.1f}" if c in found else "" for c in ("step", "divergence", "gap", "network")]
+                cells = [
+                    f"{1e3 * found[c]:.1f}" if c in found else "" for c in ("step", "divergence", "gap", "network")
+                ]
                 print(f"| {n} | {d} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -77,7 +77,14 @@ def test_powers_below_one_have_the_zero_subgradient(cost: Any) -> None:
 
 @pytest.mark.parametrize(
     "cost",
-    [SqEuclidean(), Lp(2.0, 2.0), Lp(2.0, 1.5), Lp(3.0, 3.0), Lp(1.5, 2.0), Mahalanobis(torch.diag(torch.arange(1.0, 4.0)))],
+    [
+        SqEuclidean(),
+        Lp(2.0, 2.0),
+        Lp(2.0, 1.5),
+        Lp(3.0, 3.0),
+        Lp(1.5, 2.0),
+        Mahalanobis(torch.diag(torch.arange(1.0, 4.0))),
+    ],
     ids=lambda c: type(c).__name__ + str(getattr(c, "p", "")),
 )
 def test_gradients_of_conjugates_invert_those_of_costs(cost: Any) -> None:

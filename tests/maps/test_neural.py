@@ -125,20 +125,20 @@ def test_quality_of_known_maps() -> None:
 @pytest.mark.parametrize("options", [{}, {"residual": False}, {"structured": True, "lam_cons": 0.01}], ids=str)
 def test_it_learns_the_optimal_map(options: dict[str, Any]) -> None:
     (X, x), (Y, y) = (np.split(c, 2) for c in clouds(800))
-    found = small(max_iter=150, batch_size=128, lr=5e-3, **options).fit(X, Y)
+    found = small(max_iter=100, batch_size=100, lr=8e-3, **options).fit(X, Y)
     quality, start = found.evaluate(x, y), map_quality(x, x, y)
     assert quality["mmd"] < 0.05 * start["mmd"]
     assert quality["exact_gap"] < 0.02 * quality["displacement"]
     assert found.score(x, y) == -quality["sinkhorn_divergence"]
     truth = 0.7 * x + 1.5
     assert np.square(found.transform(x) - truth).sum(1).mean() < 0.15
-    assert len(found.history_["loss"]) == len(found.history_["gap"]) == found.n_iter_ == 150
+    assert len(found.history_["loss"]) == len(found.history_["gap"]) == found.n_iter_ == 100
 
 
 def test_without_the_gap_a_plain_net_learns_some_map() -> None:
     X, Y = clouds()
     gaps = [
-        small(max_iter=100, lr=5e-3, residual=False, lam=lam, seed=1).fit(X, Y).evaluate(X, Y)["exact_gap"]
+        small(max_iter=50, lr=1e-2, residual=False, lam=lam, seed=1).fit(X, Y).evaluate(X, Y)["exact_gap"]
         for lam in (0.0, 1.0)
     ]
     assert gaps[0] > 10 * max(gaps[1], 1e-4)
@@ -152,7 +152,7 @@ def test_on_the_sphere() -> None:
         return z / np.linalg.norm(z, axis=1, keepdims=True)
 
     X, Y = around([0, 0, 1]), around([1, 0, 0])
-    found = small(cost=Geodesic(), sphere=True, max_iter=80, lr=1e-2).fit(X, Y)
+    found = small(cost=Geodesic(), sphere=True, max_iter=60, lr=1e-2).fit(X, Y)
     moved = found.transform(X)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1)
     assert np.abs(moved.mean(0) - Y.mean(0)).max() < 0.15
@@ -198,7 +198,9 @@ def test_a_seed_makes_it_the_same() -> None:
     assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [small, lambda **p: ICNNMap((8, 8), 2, **{"batch_size": 64, **p})], ids=["gap", "icnn"])
+@pytest.mark.parametrize(
+    "kind", [small, lambda **p: ICNNMap((8, 8), 2, **{"batch_size": 64, **p})], ids=["gap", "icnn"]
+)
 def test_a_fit_goes_on_from_its_checkpoint(kind: Any, tmp_path: Path) -> None:
     X, Y = clouds()
     options = {"early_stopping": True, "check_every": 2, "patience": 50}
@@ -218,10 +220,10 @@ def test_a_fit_goes_on_from_its_checkpoint(kind: Any, tmp_path: Path) -> None:
 
 def test_early_stopping_keeps_the_best() -> None:
     X, Y = clouds()
-    found = small(max_iter=400, lr=0.1, early_stopping=True, check_every=5, patience=3).fit(X, Y)
+    found = small(max_iter=400, lr=0.1, early_stopping=True, check_every=2, patience=3).fit(X, Y)
     looks = found.history_["held_out"]
     assert found.n_iter_ < 400
-    assert len(looks) == found.n_iter_ // 5
+    assert len(looks) == found.n_iter_ // 2
     assert min(looks) == looks[-4]
 
 
@@ -373,6 +375,9 @@ class ToItself(MongeGapEstimator):
 
     def fit(self, X: Any, y: Any = None) -> ToItself:  # type: ignore[override]
         return super().fit(X, X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        return super().score(X, X)
 
 
 @parametrize_with_checks([ToItself()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ _SCALE_POINTS = 1024  # of each side, for the mean costs that `Relative` multipl
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.GELU) -> nn.Sequential:
     """Linear layers of these sizes, from input to output, with activations between them."""
     layers: list[nn.Module] = []
-    for k, (before, after) in enumerate(zip(sizes, sizes[1:])):
+    for k, (before, after) in enumerate(itertools.pairwise(sizes)):
         if k:
             layers.append(activation())
         layers.append(nn.Linear(before, after))

@@ -20,7 +20,7 @@ def cells(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
 
 def test_it_learns_and_measures_on_other_cells() -> None:
     control, treated = cells()
-    found = learn_perturbation(control, treated, hidden=(32,), max_iter=120, lr=1e-2, batch_size=128)
+    found = learn_perturbation(control, treated, hidden=(32,), max_iter=80, lr=2e-2, batch_size=100)
     assert (len(found.control), len(found.treated)) == (90, 96)
     seen = {tuple(row) for row in control} - {tuple(row) for row in found.control}
     assert len(seen) == 210
