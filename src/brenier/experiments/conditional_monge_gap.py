@@ -83,8 +83,8 @@ def run(config: ConditionalMongeGapConfig, log: Log = lambda line: None) -> Repo
         report.data.append(f"{slug}: {info.source}; {info.licence}")
     report.notes += [
         f"All maps have the same network, loss and optimiser, and batches of {config.batch}. Maps of all conditions "
-        f"have {config.max_iter} iterations ({config.pairs_iter} in (C)), those of one condition {config.single_iter}; the "
-        "paper's have 10,000, and 1,000 to 5,000.",
+        f"have {config.max_iter} iterations ({config.pairs_iter} in (C)), those of one condition "
+        f"{config.single_iter}; the paper's have 10,000, and 1,000 to 5,000.",
         "Numbers are means over conditions of what was measured on each, then over seeds. MMD^2 is the mean over "
         "the kernels exp(-gamma ||x - y||^2), gamma in {2, 1, 0.5, 0.1, 0.01, 0.005}; W2 and gaps are exact.",
         "Scales, components and genes are fitted without held-out conditions.",
@@ -171,7 +171,7 @@ def _yeast(run: _Run) -> None:
     inside: list[dict[str, Scores]] = []
     ratios: list[dict[str, float]] = []  # of one map per condition, where there are some
     gaps: dict[str, list[float]] = {}
-    curves: dict[str, Array] = {}
+    curves: dict[str, Array] = {}  # mean fluorescence by dose
     for seed in config.seeds:
         rng = np.random.default_rng(seed)
         split = {well: halves(cells, rng) for well, cells in cloud.items()}
@@ -260,9 +260,9 @@ def _yeast(run: _Run) -> None:
     ]
     figure, ax = plt.subplots(figsize=(6, 3.2))
     axis = {"real, training doses": trained, "real, held-out doses": list(_HELD_OUT)}
-    for label, values in curves.items():
+    for label, means in curves.items():
         style = {"ls": "", "marker": "o", "ms": 4} if label in axis else {"lw": 1.2}
-        ax.plot([dose[w] for w in axis.get(label, list(contexts))], values, label=label, **style)
+        ax.plot([dose[w] for w in axis.get(label, list(contexts))], means, label=label, **style)
     ax.set(xscale="log", xlabel="dose of the inducer", ylabel="mean GFP, standardised")
     ax.legend(frameon=False)
     report.figure("yeast", "Mean fluorescence by dose, real and predicted, first seed.", figure)

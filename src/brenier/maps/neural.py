@@ -226,7 +226,7 @@ class MongeGapEstimator(NeuralMap):
     Source: Uscidda & Cuturi (2023), The Monge gap: a regularizer to learn all transport maps, ICML 2023.
     """
 
-    _fitted = ("epsilon_", "epsilon_fit_")
+    _fitted: tuple[str, ...] = ("epsilon_", "epsilon_fit_")
 
     def __init__(
         self,

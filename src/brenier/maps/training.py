@@ -242,7 +242,7 @@ class NeuralMap(CloudMap):
     seed: int
 
     _fitted: tuple[str, ...] = ()  # what files keep beside the network: numbers, texts and sequences of them
-    _not_of_the_fit = ("max_iter", "checkpoint", "timeout", "progress", "device")  # may differ when it is resumed
+    _not_of_the_fit: tuple[str, ...] = ("max_iter", "checkpoint", "timeout", "progress", "device")  # may differ when it is resumed
 
     @abstractmethod
     def _build(self, d: int) -> nn.Module:

@@ -132,8 +132,8 @@ class CMonge(MongeGapEstimator):
         + \lambda\, M_\varepsilon\big(T_\theta(\cdot, c)\big) \Big]
 
     Each iteration draws a condition, all with equal chance whatever their numbers of cells, a batch of its cells and
-    one of controls. S is the Sinkhorn divergence and M the Monge gap, both of the distance; AdamW, whose step falls along a
-    cosine to a hundredth. Where a reducer is given, cells are moved in its space, and predictions are put back.
+    one of controls. S is the Sinkhorn divergence and M the Monge gap, both of the distance; the step of AdamW falls
+    along a cosine to a hundredth. Where a reducer is given, cells are moved in its space, and predictions are put back.
 
     Cells should be on one scale (standardise them with training cells), and so should the numbers of the contexts.
 
