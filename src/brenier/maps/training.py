@@ -242,7 +242,8 @@ class NeuralMap(CloudMap):
     seed: int
 
     _fitted: tuple[str, ...] = ()  # what files keep beside the network: numbers, texts and sequences of them
-    _not_of_the_fit: tuple[str, ...] = ("max_iter", "checkpoint", "timeout", "progress", "device")  # may differ when it is resumed
+    # what may differ when a fit is resumed
+    _not_of_the_fit: tuple[str, ...] = ("max_iter", "checkpoint", "timeout", "progress", "device")
 
     @abstractmethod
     def _build(self, d: int) -> nn.Module:
