@@ -65,7 +65,7 @@ PRESETS = {
         "smoke", (100,), max_iter=5, single_iter=5, batch=32, singles=(1, 1), pairs_iter=5, n_pairs=2
     ),
     "quick": ConditionalMongeGapConfig(
-        "quick", (100,), max_iter=600, single_iter=300, singles=(2, 2), pairs_iter=1000, n_pairs=12
+        "quick", (100,), max_iter=400, single_iter=300, singles=(2, 2), pairs_iter=800, n_pairs=12
     ),
     "full": ConditionalMongeGapConfig("full", tuple(range(100, 103))),
 }
