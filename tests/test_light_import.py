@@ -18,8 +18,8 @@ import brenier
 from brenier.errors import need
 
 OPTIONAL = [
-    "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "numba", "ot", "pandas", "pooch", "pyarrow", "rich",
-    "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn", "typer",
+    "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "numba", "ot", "pandas", "pooch", "pyarrow", "rdata",
+    "rdkit", "rich", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn", "typer",
 ]  # fmt: skip
 
 SCRIPT = """

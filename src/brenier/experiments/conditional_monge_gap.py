@@ -82,8 +82,8 @@ def run(config: ConditionalMongeGapConfig, log: Log = lambda line: None) -> Repo
         info = data.info(slug)
         report.data.append(f"{slug}: {info.source}; {info.licence}")
     report.notes += [
-        f"All maps have the same network, loss and optimiser, and batches of {config.batch}. Maps of all conditions "
-        f"have {config.max_iter} iterations ({config.pairs_iter} in (C)), those of one condition "
+        f"All maps of a part have the same network, loss and optimiser, and batches of {config.batch}. Maps of all "
+        f"conditions have {config.max_iter} iterations (CMonge in (C) {config.pairs_iter}), those of one condition "
         f"{config.single_iter}; the paper's have 10,000, and 1,000 to 5,000.",
         "Numbers are means over conditions of what was measured on each, then over seeds. MMD^2 is the mean over "
         "the kernels exp(-gamma ||x - y||^2), gamma in {2, 1, 0.5, 0.1, 0.01, 0.005}; W2 and gaps are exact.",
