@@ -51,7 +51,8 @@ class ICNN(nn.Module):
         for size in (dim, *hidden):
             if not is_count(size):
                 refuse("dim and hidden", "positive integers", repr(size))
-        self.inputs = nn.ModuleList(nn.Linear(dim, size) for size in (*hidden, 1))
+        inputs = [nn.Linear(dim, size) for size in (*hidden, 1)]
+        self.inputs = nn.ModuleList(inputs)
         self.positive = nn.ModuleList(
             nn.Linear(before, after, bias=False) for before, after in zip(hidden, (*hidden[1:], 1))
         )
@@ -59,7 +60,7 @@ class ICNN(nn.Module):
         with torch.no_grad():
             for layer in self._layers:
                 layer.weight.abs_().div_(layer.in_features**0.5)
-            self.inputs[-1].weight.mul_(0.1)
+            inputs[-1].weight.mul_(0.1)
 
     @property
     def _layers(self) -> list[nn.Linear]:
