@@ -64,7 +64,7 @@ class MongeGapConfig(Config):
 PRESETS = {
     "smoke": MongeGapConfig("smoke", (100,), max_iter=10, toy_iter=10, batch=64, n_map=512, n_gap=128),
     "quick": MongeGapConfig("quick", (100,), max_iter=250, toy_iter=300),
-    "full": MongeGapConfig("full", tuple(range(100, 103))),
+    "full": MongeGapConfig("full", tuple(range(100, 105))),
 }
 
 
