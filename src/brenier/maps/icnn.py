@@ -105,8 +105,8 @@ class ICNNMap(NeuralMap):
         hidden: sizes of the layers of both.
         inner_iter: steps of g for one of f.
         max_iter: steps of f.
-        batch_size, early_stopping, validation_fraction, patience, check_every, checkpoint, timeout, progress, device,
-            seed: as for `MongeGapEstimator`; the held-out loss is a Sinkhorn divergence.
+        batch_size, checkpoint, timeout, progress, device, seed: as for `MongeGapEstimator`.
+        early_stopping, validation_fraction, patience, check_every: as there; the held-out loss is a Sinkhorn divergence.
         lr: step length of Adam, whose first moment has the memory 0.5.
 
     Attributes:
