@@ -24,7 +24,7 @@ ring = ring / np.linalg.norm(ring, axis=1, keepdims=True) * 0.6 + 0.04 * rng.nor
 fits = {}
 for lam in (0.0, 2.0):
     estimator = MongeGapEstimator(
-        cost="euclidean", lam=lam, hidden=(32, 32), residual=False, max_iter=250, batch_size=128, lr=4e-3
+        cost="euclidean", lam=lam, hidden=(32, 32), residual=False, max_iter=200, batch_size=128, lr=4e-3
     )
     fits[lam] = estimator.fit(moon, ring)
     quality = estimator.evaluate(moon, ring)
@@ -41,7 +41,7 @@ for ax, (lam, estimator) in zip(axes, fits.items()):
     ax.scatter(*ring.T, s=5, c="#dd6b20", label="target")
     ax.scatter(*moved.T, s=5, c="#2f855a", label="moved")
     ax.set(title="fit alone" if lam == 0 else "fit and Monge gap", aspect="equal")
-axes[0].legend(frameon=False, loc="upper right")
+axes[0].legend(frameon=False, loc="lower left")
 
 # %%
 # Both terms of the loss on the way. The gap that the training sees has an entropy, and so an offset; what `evaluate`

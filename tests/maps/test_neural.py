@@ -122,6 +122,7 @@ def test_quality_of_known_maps() -> None:
         map_quality(x, x[:-1], y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"residual": False}, {"structured": True, "lam_cons": 0.01}], ids=str)
 def test_it_learns_the_optimal_map(options: dict[str, Any]) -> None:
     (X, x), (Y, y) = (np.split(c, 2) for c in clouds(800))
@@ -135,6 +136,7 @@ def test_it_learns_the_optimal_map(options: dict[str, Any]) -> None:
     assert len(found.history_["loss"]) == len(found.history_["gap"]) == found.n_iter_ == 100
 
 
+@pytest.mark.slow
 def test_without_the_gap_a_plain_net_learns_some_map() -> None:
     X, Y = clouds()
     gaps = [

@@ -64,7 +64,7 @@ class MongeGapConfig(Config):
 PRESETS = {
     "smoke": MongeGapConfig("smoke", (100,), max_iter=10, toy_iter=10, batch=64, n_map=512, n_gap=128),
     "quick": MongeGapConfig("quick", (100,), max_iter=250, toy_iter=300),
-    "full": MongeGapConfig("full", tuple(range(100, 103))),
+    "full": MongeGapConfig("full", tuple(range(100, 105))),
 }
 
 
@@ -198,9 +198,9 @@ def _gaussians(run: _Run) -> None:
     ]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for ax, (name, numbers) in zip(axes, history.items()):
-        for key, label in (("fit", "Sinkhorn divergence"), ("gap", "Monge gap (entropic)")):
-            if np.isfinite(numbers[key]).any():
-                ax.plot(numbers[key], label=label, lw=0.8)
+        for term, label in (("fit", "Sinkhorn divergence"), ("gap", "Monge gap (entropic)")):
+            if np.isfinite(numbers[term]).any():
+                ax.plot(numbers[term], label=label, lw=0.8)
         ax.set(title=name, xlabel="iteration", yscale="symlog")
         ax.legend(frameon=False)
     report.figure("training", "Both terms of the loss, d = 8, plain net, first seed.", figure)

@@ -51,7 +51,8 @@ class ICNN(nn.Module):
         for size in (dim, *hidden):
             if not is_count(size):
                 refuse("dim and hidden", "positive integers", repr(size))
-        self.inputs = nn.ModuleList(nn.Linear(dim, size) for size in (*hidden, 1))
+        inputs = [nn.Linear(dim, size) for size in (*hidden, 1)]
+        self.inputs = nn.ModuleList(inputs)
         self.positive = nn.ModuleList(
             nn.Linear(before, after, bias=False) for before, after in zip(hidden, (*hidden[1:], 1))
         )
@@ -59,7 +60,7 @@ class ICNN(nn.Module):
         with torch.no_grad():
             for layer in self._layers:
                 layer.weight.abs_().div_(layer.in_features**0.5)
-            self.inputs[-1].weight.mul_(0.1)
+            inputs[-1].weight.mul_(0.1)
 
     @property
     def _layers(self) -> list[nn.Linear]:
@@ -104,8 +105,8 @@ class ICNNMap(NeuralMap):
         hidden: sizes of the layers of both.
         inner_iter: steps of g for one of f.
         max_iter: steps of f.
-        batch_size, early_stopping, validation_fraction, patience, check_every, checkpoint, timeout, progress, device,
-            seed: as for `MongeGapEstimator`; the held-out loss is a Sinkhorn divergence.
+        batch_size, checkpoint, timeout, progress, device, seed: as for `MongeGapEstimator`.
+        early_stopping, validation_fraction, patience, check_every: as there; the held-out loss is a Sinkhorn divergence.
         lr: step length of Adam, whose first moment has the memory 0.5.
 
     Attributes:

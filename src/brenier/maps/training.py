@@ -30,7 +30,7 @@ from .base import Array, CloudMap
 
 _validation = need("sklearn.utils.validation", "learn", "A learned map")
 
-__all__ = ["BANDWIDTHS", "Data", "NeuralMap", "Points", "Samples", "cosine", "map_quality"]
+__all__ = ["BANDWIDTHS", "Data", "NeuralMap", "Samples", "cosine", "map_quality"]
 
 Points = ArrayLike | Callable[[int, torch.Generator], Tensor]
 """A cloud (n, d), or a function of a number of points and a generator that draws so many."""

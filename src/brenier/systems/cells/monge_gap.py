@@ -91,7 +91,7 @@ def learn_perturbation(
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> control, treated = rng.normal(size=(300, 2)), rng.normal(size=(300, 2)) + [1.5, 0]
-        >>> found = learn_perturbation(control, treated, hidden=(32,), max_iter=60, lr=1e-2)
+        >>> found = learn_perturbation(control, treated, hidden=(32,), max_iter=30, lr=3e-2)
         >>> found.quality["mmd"] < 0.3 * found.identity["mmd"], found.predict(control[:5]).shape
         (True, (5, 2))
 

@@ -18,6 +18,7 @@ def cells(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return control, rng.normal(size=(n + 20, 3)) * [1, 0.6, 1] + [1.5, 0, 0]
 
 
+@pytest.mark.slow
 def test_it_learns_and_measures_on_other_cells() -> None:
     control, treated = cells()
     found = learn_perturbation(control, treated, hidden=(32,), max_iter=80, lr=2e-2, batch_size=100)
