@@ -14,6 +14,7 @@ import brenier
 from brenier import InvalidInput, Relative
 from brenier.costs import Geodesic, Lp
 from brenier.losses import MongeGap, monge_gap
+from brenier.solvers import GaussianStart, Sinkhorn
 from problems import assert_close, cloud, entropic, weights
 
 N = 8
@@ -107,6 +108,14 @@ def test_batches() -> None:
             alone = {**options, "epsilon": eps[k]} if isinstance(eps, Tensor) else options
             assert_close(together[k], monge_gap(x[k], y[k], **alone), rtol=1e-6)
     assert monge_gap(x, y[0]).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "solver", ["sinkhorn", Sinkhorn(start=GaussianStart()), "newton-path"], ids=lambda s: str(s)[:9]
+)
+def test_solvers(solver: Any) -> None:
+    options = {"epsilon": 0.3, "tol": 1e-9}
+    assert_close(monge_gap(X, Y, solver=solver, **options), monge_gap(X, Y, **options), rtol=1e-6)
 
 
 def test_it_keeps_the_dtype(dtype: torch.dtype) -> None:

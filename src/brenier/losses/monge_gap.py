@@ -13,6 +13,7 @@ from ..errors import refuse
 from ..geometry import PointCloud
 from ..problem import Relative
 from ..solution import Solution
+from ..solvers import Solver
 from .clouds import Ground, between, untraced
 from .divergence import _lower
 
@@ -48,6 +49,7 @@ def monge_gap(
     cost: Ground = "sqeuclidean",
     epsilon: float | Relative | Tensor | None = Relative(0.01),
     convention: str = "kl",
+    solver: str | Solver[Any] = "auto",
     tol: float | None = None,
     max_iter: int | None = None,
     adjoint: Adjoint = Envelope(),
@@ -79,7 +81,7 @@ def monge_gap(
         epsilon: in cost units, or `Relative(0.01)` of the mean cost between x and y, which is held constant. The exact
             gap has none, whatever is given.
         convention: "kl", "entropy" or "exact".
-        tol, max_iter, adjoint, throw: as for `solve`.
+        solver, tol, max_iter, adjoint, throw: as for `solve`.
 
     Raises:
         InvalidInput: x and y of different sizes, another convention, no epsilon, and what `solve` refuses.
@@ -98,7 +100,7 @@ def monge_gap(
 
     Source: Uscidda & Cuturi (2023), The Monge gap: a regularizer to learn all transport maps, ICML 2023.
     """
-    options = {"tol": tol, "max_iter": max_iter, "adjoint": adjoint, "throw": throw}
+    options = {"solver": solver, "tol": tol, "max_iter": max_iter, "adjoint": adjoint, "throw": throw}
     return untraced(_gap)(x, y, a, cost, epsilon, convention, options).value
 
 
@@ -133,7 +135,7 @@ class MongeGap(nn.Module):
     See `monge_gap` for the formula, the conventions and limits.
 
     Args:
-        cost, epsilon, convention, tol, max_iter, adjoint: as for `monge_gap`.
+        cost, epsilon, convention, solver, tol, max_iter, adjoint: as for `monge_gap`.
 
     Example:
         >>> import torch
@@ -152,13 +154,14 @@ class MongeGap(nn.Module):
         cost: Ground = "sqeuclidean",
         epsilon: float | Relative | Tensor | None = Relative(0.01),
         convention: str = "kl",
+        solver: str | Solver[Any] = "auto",
         tol: float | None = None,
         max_iter: int | None = None,
         adjoint: Adjoint = Envelope(),
     ) -> None:
         super().__init__()
         self.cost, self.epsilon, self.convention = cost, epsilon, convention
-        self.tol, self.max_iter, self.adjoint = tol, max_iter, adjoint
+        self.solver, self.tol, self.max_iter, self.adjoint = solver, tol, max_iter, adjoint
 
     def forward(self, x: Any, y: Any, a: Any = None) -> Tensor:
         """The gaps of maps that send x to y, (*batch,)."""
@@ -166,7 +169,7 @@ class MongeGap(nn.Module):
 
     def measure(self, x: Any, y: Any, a: Any = None) -> Gap:
         """The gaps with what they were made of."""
-        options = {"tol": self.tol, "max_iter": self.max_iter, "adjoint": self.adjoint}
+        options = {"solver": self.solver, "tol": self.tol, "max_iter": self.max_iter, "adjoint": self.adjoint}
         return untraced(_gap)(x, y, a, self.cost, self.epsilon, self.convention, options)
 
     def extra_repr(self) -> str:

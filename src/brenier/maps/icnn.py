@@ -106,7 +106,7 @@ class ICNNMap(NeuralMap):
         inner_iter: steps of g for one of f.
         max_iter: steps of f.
         batch_size, checkpoint, timeout, progress, device, seed: as for `MongeGapEstimator`.
-        early_stopping, validation_fraction, patience, check_every: as there; the held-out loss is a Sinkhorn divergence.
+        early_stopping, validation_fraction, patience, check_every: as there; looks at a Sinkhorn divergence.
         lr: step length of Adam, whose first moment has the memory 0.5.
 
     Attributes:
