@@ -19,8 +19,8 @@ from brenier.errors import need
 
 OPTIONAL = [
     "aeon", "anndata", "flowio", "h5py", "jinja2", "matplotlib", "metaworld", "mujoco", "numba", "ot", "pandas",
-    "pooch", "pyarrow", "rich", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats", "sklearn",
-    "torchdiffeq", "transformers", "typer",
+    "pooch", "pyarrow", "rdata", "rdkit", "rich", "scipy.optimize", "scipy.sparse", "scipy.spatial", "scipy.stats",
+    "sklearn", "torchdiffeq", "transformers", "typer",
 ]  # fmt: skip
 
 SCRIPT = """

@@ -27,6 +27,7 @@ __all__ = [
     "Dot",
     "Euclidean",
     "Factors",
+    "Geodesic",
     "GraphGeodesic",
     "InnerProductCost",
     "Lp",
@@ -70,6 +71,16 @@ class Cost(ABC):
     def check(self, dim: int) -> None:  # noqa: B027 - most costs take any dimension
         """Raise `InvalidInput` if the cost cannot take points of this dimension."""
 
+    def conjugate_gradient(self, w: Tensor) -> Tensor:
+        """The gradient of the convex conjugate of h at w (..., d), for a cost c(x, y) = h(x - y), h strictly convex.
+
+        Optimal maps of such a cost are x - grad h*(grad f(x)), with f their potential.
+
+        Raises:
+            InvalidInput: the cost is not of this form.
+        """
+        refuse("cost", "h(x - y) with h strictly convex, such as Lp(2, 1.5)", repr(self))
+
 
 class InnerProductCost(Cost):
     """A cost of the form h(x) + k(y) - <u(x), v(y)>."""
@@ -112,6 +123,9 @@ class SqEuclidean(InnerProductCost):
 
     def monotone_on_line(self) -> bool:
         return True
+
+    def conjugate_gradient(self, w: Tensor) -> Tensor:
+        return w / 2
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,12 @@ class Mahalanobis(InnerProductCost):
     def monotone_on_line(self) -> bool:
         return True
 
+    def conjugate_gradient(self, w: Tensor) -> Tensor:
+        values = torch.linalg.eigvalsh(self.precision)
+        if not float(values[0]) > 1e-9 * float(values[-1]):
+            refuse("Mahalanobis precision", "positive definite, for a strictly convex cost", "a singular matrix")
+        return torch.linalg.solve(self.precision, w.double().unsqueeze(-1)).squeeze(-1).to(w) / 2
+
     def check(self, dim: int) -> None:
         if self.precision.shape[0] != dim:
             refuse(
@@ -204,6 +224,18 @@ class Mahalanobis(InnerProductCost):
                 f"shape ({dim}, {dim}) to match the points",
                 tuple(self.precision.shape),
             )
+
+
+def _powered(length: Tensor, power: float) -> Tensor:
+    """A length to a power, with the zero subgradient at zero for powers below one."""
+    if power == 1:
+        return length
+    if power == 2:
+        return length.square()
+    if power > 1 or not length.requires_grad:
+        return length.pow(power)
+    apart = length > 0
+    return torch.where(apart, torch.where(apart, length, 1).pow(power), 0)
 
 
 class _EuclideanBlock(torch.autograd.Function):
@@ -250,9 +282,20 @@ class Lp(Cost):
         return super().block(x, y)  # cdist has no second derivative
 
     def _power(self, distance: Tensor) -> Tensor:
-        if self.power == 1:
-            return distance
-        return distance.square() if self.power == 2 else distance.pow(self.power)
+        return _powered(distance, self.power)
+
+    def conjugate_gradient(self, w: Tensor) -> Tensor:
+        if not (1 < self.p < math.inf and self.power > 1):
+            refuse("cost", "p and power above 1, for a strictly convex cost", repr(self))
+        dual = self.p / (self.p - 1)
+        size = torch.linalg.vector_norm(w, ord=dual, dim=-1, keepdim=True)
+        live = size > 0
+        size = torch.where(live, size, 1)
+        # powers of what is positive only: those of zero have infinite derivatives
+        share = torch.where(live, w / size, 0)
+        if dual != 2:
+            share = share.sign() * torch.where(share != 0, share.abs(), 1).pow(dual - 1)
+        return (size / self.power).pow(1 / (self.power - 1)) * share
 
     def monotone_on_line(self) -> bool:
         return self.power >= 1
@@ -301,13 +344,51 @@ class Arc(Cost):
 
     def of_length(self, arc: Tensor) -> Tensor:
         """The cost of arcs of these lengths, without a look at the period."""
-        if self.power == 1:
-            return arc
-        return arc.square() if self.power == 2 else arc.pow(self.power)
+        return _powered(arc, self.power)
 
     def check(self, dim: int) -> None:
         if dim != 1:
             refuse("points with Arc", "angles, of shape (n,) or (n, 1)", f"points of dimension {dim}")
+
+
+@dataclass(frozen=True)
+class Geodesic(Cost):
+    r"""The angle between directions, the shortest way on the unit sphere, to a power.
+
+    .. math:: c(x, y) = \arccos\Big\langle \frac{x}{\lVert x\rVert}, \frac{y}{\lVert y\rVert} \Big\rangle^{\text{power}}
+        = \big(2 \operatorname{atan2}(\lVert u - v\rVert, \lVert u + v\rVert)\big)^{\text{power}}
+
+    with u and v the directions of x and y. The second form keeps its accuracy at angles near 0 and pi, where the first
+    would have to be clipped; the subgradient is zero at both. A zero vector is at a right angle to all others.
+
+    Raises:
+        InvalidInput: a power that is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> round(float(Geodesic()(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 2.0, 0.0]))), 6)
+        1.570796
+
+    Source: Kahan (2006), How futile are mindless assessments of roundoff (the angle).
+    """
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (is_real(self.power) and 0 < self.power < math.inf):
+            refuse("Geodesic power", "a positive finite number", repr(self.power))
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        u, v = Cosine._unit(x), Cosine._unit(y)
+        return self._of_chords(*(torch.linalg.vector_norm(z, dim=-1) for z in (u - v, u + v)))
+
+    def block(self, x: Tensor, y: Tensor) -> Tensor:
+        u, v, chord = Cosine._unit(x), Cosine._unit(y), Euclidean()
+        return self._of_chords(chord.block(u, v), chord.block(u, -v))
+
+    def _of_chords(self, apart: Tensor, together: Tensor) -> Tensor:
+        """The cost of directions u and v, from ||u - v|| and ||u + v||."""
+        return _powered(2 * torch.atan2(apart, torch.where((apart == 0) & (together == 0), 1, together)), self.power)
 
 
 @dataclass(frozen=True)

@@ -264,6 +264,27 @@ def test_digit_clouds() -> None:
         np.testing.assert_allclose(rebuilt, images[index] / images[index].sum())
 
 
+def test_pbmc68k_reduced(load_or_skip: Load) -> None:
+    pytest.importorskip("anndata")
+    got = load_or_skip(data.pbmc68k_reduced)
+    assert (got.components.shape, got.expression.shape) == ((700, 50), (700, 765))
+    assert (got.components.dtype, got.expression.dtype) == (np.float64, np.float64)
+    assert (len(got.genes), len(set(got.genes))) == (765, 765)
+    assert len(set(got.types)) == 10
+    assert (np.diff(got.components.var(0)) < 0).mean() > 0.9  # principal components, nearly in order
+
+
+def test_hsmm(load_or_skip: Load) -> None:
+    pytest.importorskip("rdata")
+    got = load_or_skip(data.hsmm)
+    assert got.expression.shape == (271, 47192)
+    assert len(got.genes) == 47192
+    assert got.expression.min() == 0
+    hours, counts = np.unique(got.hours, return_counts=True)
+    assert hours.tolist() == [0, 24, 48, 72]
+    assert counts.tolist() == [69, 74, 79, 49]
+
+
 def test_colour_photographs(load_or_skip: Load) -> None:
     pytest.importorskip("PIL")
     got = load_or_skip(data.colour_photographs)

@@ -4,6 +4,10 @@ Nothing is fetched at import, and nothing is vendored: a set comes from a packag
 package, or a public address, and is checked against a hash.
 """
 
+from ._cells import BloodCells as BloodCells
+from ._cells import TimeCourse as TimeCourse
+from ._cells import hsmm as hsmm
+from ._cells import pbmc68k_reduced as pbmc68k_reduced
 from ._cytometry import DoseResponse as DoseResponse
 from ._cytometry import Wells as Wells
 from ._cytometry import flow_cytometry_wells as flow_cytometry_wells
@@ -47,6 +51,7 @@ from ._text import python_topics as python_topics
 
 __all__ = [
     "CausalLM",
+    "BloodCells",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
@@ -54,6 +59,7 @@ __all__ = [
     "Episodes",
     "Images",
     "SplitImages",
+    "TimeCourse",
     "Utterances",
     "WeightedClouds",
     "Wells",
@@ -71,12 +77,14 @@ __all__ = [
     "from_pypi",
     "from_url",
     "get",
+    "hsmm",
     "image_clouds",
     "info",
     "japanese_vowels",
     "list_datasets",
     "metaworld_episodes",
     "metaworld_rollouts",
+    "pbmc68k_reduced",
     "photographs",
     "point_mass_episodes",
     "preprocess_cytometry",

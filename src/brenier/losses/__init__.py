@@ -7,6 +7,7 @@ from .doubly_stochastic import DoublyStochastic, Scaled, doubly_stochastic, marg
 from .labels import Labelled, class_costs, labelled_wasserstein
 from .lifted import LiftedPlan, expected_sliced_plan, min_sliced_plan
 from .mmd import energy_distance, mmd
+from .monge_gap import Gap, MongeGap, monge_gap
 from .samples import SamplesLoss
 from .sequences import Ordered, order_preserving_wasserstein
 from .sliced import (
@@ -28,9 +29,11 @@ __all__ = [
     "Circular",
     "Divergence",
     "DoublyStochastic",
+    "Gap",
     "Labelled",
     "LiftedPlan",
     "MaxSliced",
+    "MongeGap",
     "OTAttention",
     "Ordered",
     "Polynomial",
@@ -55,6 +58,7 @@ __all__ = [
     "max_sliced_wasserstein",
     "min_sliced_plan",
     "mmd",
+    "monge_gap",
     "order_preserving_wasserstein",
     "partial_wasserstein",
     "random_directions",

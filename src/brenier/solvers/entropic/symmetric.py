@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...costs import Cosine, Cost, Dot, Lp, Mahalanobis, SqEuclidean
+from ...costs import Cosine, Cost, Dot, Geodesic, Lp, Mahalanobis, SqEuclidean
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
 from ...marginals import Marginal
@@ -111,6 +111,8 @@ def is_positive(geometry: Geometry) -> bool:
     ground = geometry.ground if isinstance(geometry, PointCloud) else None
     if isinstance(ground, Lp):
         return ground.p <= 2 and ground.power <= ground.p
+    if isinstance(ground, Geodesic):
+        return ground.power <= 1
     return type(ground) in (SqEuclidean, Mahalanobis, Cosine, Dot)
 
 
