@@ -8,15 +8,23 @@ import numpy
 import pytest
 import torch
 import torch.utils.checkpoint
+from anywhere import engine
 
 from brenier import InvalidInput, PointCloud
-from brenier.kernels import engine, native, reference
+from brenier.kernels import native, reference
+from brenier.kernels.build import triton_runs
 
 KINDS = {"dot": None, "l1": 1.0, "l2": 2.0, "linf": math.inf}
 DTYPES = (torch.float32, torch.float64)
 
 needs_native = pytest.mark.skipif(not native.available(), reason="the extension was not built")
-engines = pytest.mark.parametrize("name", ["reference", pytest.param("native", marks=needs_native)])
+needs_triton = pytest.mark.skipif(
+    not triton_runs(torch.empty(0)), reason="Triton is not installed, or not to be interpreted here"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+on_gpu = pytest.param("gpu", marks=[pytest.mark.gpu, needs_gpu])
+by_native = pytest.param("native", marks=needs_native)
+engines = pytest.mark.parametrize("name", ["reference", by_native, pytest.param("triton", marks=needs_triton), on_gpu])
 kinds = pytest.mark.parametrize("kind", KINDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
@@ -757,6 +765,11 @@ def listed_problem(kind, n, m, d, dtype, *, whole=False, seed=0):
     return pairs, f, g, left
 
 
+def only_clouds(name, kind):
+    if name in ("triton", "gpu") and kind not in KINDS:
+        pytest.skip("a matrix on a GPU is the reference's")
+
+
 def first_entries(left, there, threshold, most):
     """Rows and columns that `support` is to give: by value and column where `most` cuts a row, else by column."""
     values, order = left.masked_fill(~there, torch.nan).sort(dim=-1, stable=True)
@@ -788,6 +801,7 @@ def pattern(n, m, blocks):
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 50), (50, 1), (37, 61), (140, 300), (9, 2700)])
 def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
     """Exactly what is wanted, with ties, columns and rows without mass, at every threshold and number."""
+    only_clouds(name, kind)
     pairs, f, g, c = listed_problem(kind, n, m, 2, dtype, whole=True)
     g[1::4], f[2::5] = -torch.inf, -torch.inf
     some, there = pattern(n, m, blocks)
@@ -826,6 +840,7 @@ def test_lists_of_whole_numbers(name, kind, dtype, blocks, n, m):
 @pytest.mark.parametrize("kind", LISTED)
 @pytest.mark.parametrize("d", [1, 3, 17])
 def test_lists_of_any_numbers(name, kind, dtype, d):
+    only_clouds(name, kind)
     n, m = 21, 5001
     pairs, f, g, c = listed_problem(kind, n, m, d, dtype)
     left = c - f.double().unsqueeze(-1) - g.double()
@@ -896,7 +911,7 @@ def test_lists_refuse_nonsense():
 
 
 def test_use_engine_refuses_other_names():
-    with pytest.raises(ValueError, match="'auto', 'reference' or 'native'"), engine.use_engine("cuda"):
+    with pytest.raises(ValueError, match="'native', 'triton'"), engine.use_engine("cuda"):
         pass
 
 

@@ -7,20 +7,40 @@ import torch
 
 from brenier.kernels import native as pairwise
 from brenier.kernels import tiny
-from brenier.kernels.build import native
+from brenier.kernels.build import chosen, native, triton_runs
 from brenier.kernels.engine import use_engine
 
 needs_native = pytest.mark.skipif(not pairwise.available(), reason="the extension was not built")
+needs_triton = pytest.mark.skipif(
+    not triton_runs(torch.empty(0)), reason="Triton is not installed, or not to be interpreted here"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+_moved: list[str] = []  # where the scores are taken
 LEVELS = native.simd_levels() if pairwise.available() else []
 SIZES = [(1, 1), (1, 4), (4, 4), (3, 5), (5, 3), (8, 8), (7, 7), (16, 16), (10, 33), (20, 20)]
 
 
-@pytest.fixture(params=["reference", *(pytest.param(level, marks=needs_native) for level in LEVELS)])
+@pytest.fixture(
+    params=[
+        "reference",
+        *(pytest.param(level, marks=needs_native) for level in LEVELS),
+        pytest.param("triton", marks=needs_triton),
+        pytest.param("gpu", marks=[pytest.mark.gpu, needs_gpu]),
+    ]
+)
 def engine(request):
-    """The reference, or the native engine with one instruction set."""
-    if request.param == "reference":
-        with use_engine("reference"):
+    """The reference, the native engine with one instruction set, or Triton's kernels."""
+    if request.param in ("reference", "triton"):
+        with use_engine(request.param):
             yield request.param
+        return
+    if request.param == "gpu":
+        _moved.append("cuda")
+        try:
+            with use_engine("triton"):
+                yield request.param
+        finally:
+            _moved.clear()
         return
     before = native.simd()
     native.set_simd(request.param)
@@ -37,7 +57,12 @@ def randn(*shape, dtype=torch.float64, seed=0):
 
 def scale(scores, epsilon=1.0, r=None, c=None, *, n_iter=20, tol=0.0, adjoint="implicit"):
     epsilon = torch.as_tensor(epsilon, dtype=scores.dtype)
-    return tiny.scale(scores, epsilon, r, c, n_iter=n_iter, tol=tol, adjoint=adjoint)
+    if adjoint == "unrolled" and chosen() == "triton" and scores.requires_grad:
+        pytest.skip("unrolled gradients on a GPU are the reference's")
+    device = _moved[0] if _moved else "cpu"
+    tensors = (None if t is None else t.to(device) for t in (scores, epsilon, r, c))
+    out = tiny.scale(*tensors, n_iter=n_iter, tol=tol, adjoint=adjoint)
+    return tuple(t.cpu() for t in out) if _moved else out
 
 
 def textbook(scores, epsilon, n_iter):
@@ -392,7 +417,7 @@ def test_operators_refuse_what_does_not_fit():
         operator(scores, one, torch.ones(2, 3).double(), torch.ones(2, 4).double(), 5, 0.0, "implicit")
     with pytest.raises(ValueError, match="one epsilon"):
         operator(scores, one.expand(3), None, None, 5, 0.0, "implicit")
-    with pytest.raises(TypeError, match="float64 on the CPU"):
+    with pytest.raises(TypeError, match="float64 on cpu"):
         operator(scores, one.float(), None, None, 5, 0.0, "implicit")
     with use_engine("native"), pytest.raises(RuntimeError, match="sides up to 128"):
         tiny.scale(randn(1, 129, 4), one, n_iter=3)
