@@ -23,8 +23,6 @@ configurations of each kernel first. `--dry` exercises everything on a CPU, in T
 TRITON_INTERPRET=1), at sizes that say nothing about speed, and writes no file unless asked to.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -41,6 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 import brenier
@@ -112,19 +112,18 @@ class Bench:
 # Ceilings
 
 
+@triton.jit
+def spin(out, turns, SIZE: tl.constexpr, REAL: tl.constexpr):
+    """Exponentials and nothing else."""
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    value = (at % 7).to(REAL)
+    for _ in range(0, turns):
+        value = tl.exp2(-value)
+    tl.store(out + at, value)
+
+
 def _exponentials(bench: Bench, dtype: torch.dtype) -> float:
     """Exponentials a second of a kernel that does nothing else."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def spin(out, turns, SIZE: tl.constexpr, REAL: tl.constexpr):
-        at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-        value = (at % 7).to(REAL)
-        for _ in range(0, turns):
-            value = tl.exp2(-value)
-        tl.store(out + at, value)
-
     programs, size, turns = (2, 64, 4) if bench.dry else (16384, 1024, 512)
     out = torch.empty(programs * size, dtype=dtype, device=bench.device)
     real = tl.float64 if dtype == torch.float64 else tl.float32

@@ -32,7 +32,6 @@ from .reference import Blocks
 
 __all__ = ["KERNELS", "listed", "run"]
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 _NOWHERE = tl.constexpr(2**31 - 1)
 
@@ -173,6 +172,12 @@ def _cost(
     return out
 
 
+@triton.jit
+def _inverse(epsilon, REAL: tl.constexpr):
+    """1 / (epsilon ln 2): exponents are of base 2."""
+    return (1.4426950408889634 / epsilon.to(tl.float64)).to(REAL)
+
+
 # The kernels. Potentials, points and costs are those of one problem after the other, `*_step` apart (0 where shared);
 # with blocks there is one problem, and epsilon may be one for each row block.
 
@@ -188,8 +193,8 @@ def _softmin(
     x += item * x_step
     y += item * y_step
     h += item * h_step
-    e = tl.load(epsilon + item * epsilon_step).to(tl.float64)
-    scale = (_LOG2E / e).to(REAL)
+    e = tl.load(epsilon + item * epsilon_step)
+    scale = _inverse(e, REAL)
     i = first + tl.arange(0, BM)
     inside = i < last
     held = _coordinates(x, i, inside, d, x_line, x_axis, BK, RESIDENT)
@@ -212,7 +217,7 @@ def _softmin(
             total = total * tl.exp2(top - base).to(tl.float64) + part.to(tl.float64)
             top = higher
     none = total == 0.0
-    value = -(top.to(tl.float64) + tl.log2(tl.where(none, 1.0, total))) * (e * _LN2)
+    value = -(top.to(tl.float64) + tl.log2(tl.where(none, 1.0, total))) * (e.to(tl.float64) * _LN2)
     value = tl.where(none, float("inf"), value)
     where = i if BLOCKS else item * n + i
     tl.store(out + where, value.to(out.dtype.element_ty), mask=inside)
@@ -275,7 +280,7 @@ def _apply(
         right += item * right_step
     if not LINEAR:
         g += item * g_step
-        scale = (_LOG2E / tl.load(epsilon + item * epsilon_step).to(tl.float64)).to(REAL)
+        scale = _inverse(tl.load(epsilon + item * epsilon_step), REAL)
         above = tl.load(f + item * f_step + i, mask=inside, other=float("-inf")).to(REAL) * scale
     held = _coordinates(x, i, inside, d, x_line, x_axis, BK, RESIDENT)
     axis = tl.program_id(1) * BV + tl.arange(0, BV)
@@ -331,7 +336,7 @@ def _moments(
     term += item * term_step
     i = first + tl.arange(0, BM)
     inside = i < last
-    scale = (_LOG2E / tl.load(epsilon + item * epsilon_step).to(tl.float64)).to(REAL)
+    scale = _inverse(tl.load(epsilon + item * epsilon_step), REAL)
     above = tl.load(f + item * f_step + i, mask=inside, other=float("-inf")).to(REAL) * scale
     held = _coordinates(x, i, inside, d, x_line, x_axis, BK, RESIDENT)
     sums = tl.zeros((BM,), tl.float64)
@@ -372,7 +377,7 @@ def _slope(
         right += item * right_step
     i = first + tl.arange(0, BM)
     inside = i < last
-    scale = (_LOG2E / tl.load(epsilon + item * epsilon_step).to(tl.float64)).to(REAL)
+    scale = _inverse(tl.load(epsilon + item * epsilon_step), REAL)
     above = tl.load(f + item * f_step + i, mask=inside, other=float("-inf")).to(REAL) * scale
     origin = tl.program_id(1) * BD  # of the coordinates of this program
     slot = tl.arange(0, BD)

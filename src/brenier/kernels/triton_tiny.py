@@ -19,7 +19,6 @@ from torch import Tensor
 __all__ = ["KERNELS", "gradient", "options", "scale"]
 
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 _NONE = tl.constexpr(float("-inf"))
 _TINY = tl.constexpr(1e-290)
 
@@ -88,7 +87,7 @@ def _scale(
     score = tl.load(scores + where, mask=inside, other=float("-inf")).to(REAL)
     e = tl.load(epsilon + which * epsilon_step, mask=here, other=1.0).to(REAL)
     hidden = score == _NONE
-    x = tl.where(hidden, _NONE, tl.where(hidden, 0.0, score) * (_LOG2E / e)[:, None, None])
+    x = tl.where(hidden, _NONE, tl.where(hidden, 0.0, score) * (1.4426950408889634 / e)[:, None, None])
     x = tl.where(x == float("inf"), float("nan"), x)
     filled_rows = tl.max(tl.where(hidden, 0, 1), 2) > 0
     filled_cols = tl.max(tl.where(hidden, 0, 1), 1) > 0
