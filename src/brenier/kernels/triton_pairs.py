@@ -549,6 +549,8 @@ class _Task:
     ) -> None:
         self.name, self.kind, self.items = name, native.KINDS.index(kind), items
         n, m, d = rows.shape[-2], cols.shape[-2], rows.shape[-1]
+        if rows.dtype == torch.bfloat16 and rows.is_cpu:  # the interpreter cannot multiply it
+            rows, cols = rows.float(), cols.float()
         self.shape, self.width, self.device, self.dtype = (n, m, d), width, rows.device, rows.dtype
         self.real = tl.float64 if rows.dtype == torch.float64 else tl.float32
         self.products = kind == "dot" and d > _FEW
@@ -628,6 +630,14 @@ def run(
     second: Tensor | None,
 ) -> None:
     """Fill `out` and `second`; arguments are those of `native._run`, dense and in the order of its `_AXES`."""
+    if out.dtype == torch.bfloat16:  # rounded once, from float32
+        wide = torch.empty_like(out, dtype=torch.float32)
+        other = second if second is None or second.dtype != out.dtype else torch.empty_like(second, dtype=torch.float32)
+        run(op, kind, arrays, steps, items, blocks, wide, other)
+        out.copy_(wide)
+        if second is not None and other is not second and other is not None:
+            second.copy_(other)
+        return
     rows, cols, f, g, v, left, right, term, epsilon = arrays
     assert rows is not None and cols is not None
     rows_step, cols_step, f_step, g_step, v_step, left_step, right_step, term_step, epsilon_step = steps
