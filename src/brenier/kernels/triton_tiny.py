@@ -172,15 +172,18 @@ def _gradient(
     over = tl.where(rows == 0.0, 0.0, 1.0 / tl.where(rows == 0.0, 1.0, rows))
     weight = tl.load(grad + where, mask=inside, other=0.0).to(tl.float64)
     mean = tl.sum(p * weight, 2) * over
-    weight = weight - mean[:, :, None]
-    b = tl.sum(p * weight, 1)
-    # Columns j and l are joined by sum_i p_ij p_il / rows_i; the diagonal follows from these and is never needed.
+    # Columns j and l are joined by sum_i p_ij p_il / rows_i; the diagonal follows from these and is never needed. The
+    # right side is what those weights make of differences of the gradient, which keeps the digits of small ones.
     links = tl.zeros((MATS, BC, BC), tl.float64)
+    b = tl.zeros((MATS, BC), tl.float64)
     for row in range(0, n):
         chosen = (i == row)[None, :, None]
         line = tl.sum(tl.where(chosen, p, 0.0), 1)
         share = tl.sum(tl.where((i == row)[None, :], over, 0.0), 1)
-        links += line[:, :, None] * (line * share[:, None])[:, None, :]
+        pairs = line[:, :, None] * (line * share[:, None])[:, None, :]
+        links += pairs
+        toward = tl.sum(tl.where(chosen, weight, 0.0), 1)
+        b += tl.sum(pairs * (toward[:, :, None] - toward[:, None, :]), 2)
     apart = j[:, None] != j[None, :]
     links = tl.where(apart[None, :, :], links, 0.0)
     # Column after column is eliminated: those that are left inherit its links.
@@ -204,7 +207,7 @@ def _gradient(
         value = tl.where(degree > _TINY, right / tl.where(degree > _TINY, degree, 1.0), 0.0)
         mu = tl.where(here_too, value[:, None], mu)
     shift = tl.sum(p * mu[:, None, :], 2) * over
-    out = p * (weight + shift[:, :, None] - mu[:, None, :]) / e[:, None, None]
+    out = p * ((weight - mean[:, :, None]) + (shift[:, :, None] - mu[:, None, :])) / e[:, None, None]
     tl.store(d_scores + where, out.to(d_scores.dtype.element_ty), mask=inside)
     if GIVEN:
         row_at = which[:, None] * n + i[None, :]
