@@ -468,8 +468,7 @@ def _entries(
     held = _coordinates(x, i, inside, d, x_line, x_axis, BK, RESIDENT)
     own = tl.load(f + i, mask=inside, other=0.0).to(REAL)
     limit = tl.load(limits + i, mask=inside, other=0.0)
-    writes = fill != 0
-    place = tl.load(starts + i, mask=inside & writes, other=0)
+    place = tl.load(starts + i, mask=inside, other=0)
     number = tl.zeros((BM,), tl.int64)
     for entry in range(start, stop):
         low, high = _columns(entry, m, col_starts, col_blocks, BLOCKS)
@@ -486,8 +485,9 @@ def _entries(
             one = passes.to(tl.int32)
             to = (place + number)[:, None] + (tl.cumsum(one, 1) - one)
             at_all = tl.zeros((BM, BN), tl.int64) + j[None, :]
-            tl.store(cols + to, at_all, mask=passes & writes)
-            tl.store(values + to, reduced, mask=passes & writes)
+            writes = one * fill > 0
+            tl.store(cols + to, at_all, mask=writes)
+            tl.store(values + to, reduced, mask=writes)
             number += tl.sum(one, 1).to(tl.int64)
     tl.store(counts + i, number, mask=inside)
 
