@@ -28,6 +28,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from brenier.kernels import native, triton_pairs, triton_tiny, triton_tuning
@@ -61,7 +62,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: torch.dtype) -> dic
 
 def resources(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, arch: int) -> dict[str, Any]:
     """Compile one kernel, and ask ptxas."""
-    launch = {k: constants.pop(k) for k in ("num_warps", "num_stages") if k in constants}
+    launch = {k: constants.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in constants}
     types = signature(kernel, constants, dtype)
     attributes = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(types) if types[name].startswith("*")}
     source = ASTSource(kernel, types, constants, attributes)
@@ -71,11 +72,11 @@ def resources(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, arch: 
     ptx = compiled.asm["ptx"]
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    ptxas = get_ptxas(arch).path
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [str(ptxas), "-v", f"--gpu-name={target[1]}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        command = [ptxas, "-v", f"--gpu-name={target[1]}", str(path), "-o", str(path.with_suffix(".cubin"))]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     number = {
         key: int(match[1]) if (match := re.search(pattern, said)) else 0

@@ -74,6 +74,11 @@ def textbook(scores, epsilon, n_iter):
     return x.exp()
 
 
+def fewer(engine, count):
+    """As many as the interpreter passes through in time."""
+    return 2 if engine == "triton" else count
+
+
 def simplex_like(*shape, seed):
     return randn(*shape, seed=seed).softmax(-1) * 3
 
@@ -120,7 +125,7 @@ def test_small_epsilon_gives_the_best_permutation(engine, dtype):
 
 @pytest.mark.parametrize("size", [4, 8, 16, 64])
 def test_converged_sums_are_right_to_rounding(engine, dtype, size):
-    plan, error, n_iter = scale(randn(33, size, size, dtype=dtype), 0.5, n_iter=2000, tol=3e-7)
+    plan, error, n_iter = scale(randn(fewer(engine, 33), size, size, dtype=dtype), 0.5, n_iter=2000, tol=3e-7)
     sums = torch.cat([plan.double().sum(-1), plan.double().sum(-2)], -1)
     assert (sums - 1).abs().max() <= 1e-6
     assert error.max() <= 1e-6
@@ -151,12 +156,13 @@ def test_a_column_that_no_row_wants_is_filled(engine, dtype):
 
 @pytest.mark.parametrize("masses", ["even", "wide"])
 def test_given_masses_are_met(engine, dtype, masses):
-    r, c = simplex_like(30, 6, seed=1), simplex_like(30, 9, seed=2)
+    count = fewer(engine, 30)
+    r, c = simplex_like(count, 6, seed=1), simplex_like(count, 9, seed=2)
     if masses == "wide":
         r[:, 0], c[:, 3] = 1e-9, 1e-7
         c = c * (r.sum(-1, keepdim=True) / c.sum(-1, keepdim=True))
     r, c = r.to(dtype), c.to(dtype)
-    plan, error, _ = scale(randn(30, 6, 9, dtype=dtype), 0.3, r, c, n_iter=500)
+    plan, error, _ = scale(randn(count, 6, 9, dtype=dtype), 0.3, r, c, n_iter=500)
     tol = 20 * torch.finfo(dtype).eps
     torch.testing.assert_close(plan.sum(-1), r, rtol=2 * tol, atol=tol)
     torch.testing.assert_close(plan.sum(-2), c, rtol=2 * tol, atol=tol)
@@ -283,26 +289,26 @@ def central_difference(function, x, direction, step=1e-6):
 def test_unrolled_gradients_are_those_of_the_iterations(engine, size, epsilon):
     scores = randn(3, *size).requires_grad_()
     e = torch.tensor(epsilon, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e))
+    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e), fast_mode=engine == "triton")
     a, b = randn(3, size[0], seed=1).requires_grad_(), randn(3, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, epsilon, a.softmax(-1), b.softmax(-1), n_iter=4, adjoint="unrolled")[0]
 
-    assert torch.autograd.gradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (5, 3), (6, 6), (1, 3)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_implicit_gradients_are_those_of_the_fixed_point(engine, size):
     scores = randn(2, *size).requires_grad_()
     e = torch.linspace(0.7, 1.2, 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e))
+    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e), fast_mode=engine == "triton")
     a, b = randn(2, size[0], seed=1).requires_grad_(), randn(2, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, 1.0, a.softmax(-1), b.softmax(-1), n_iter=500, tol=1e-13)[0]
 
-    assert torch.autograd.gradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("adjoint", tiny.ADJOINTS)
@@ -314,13 +320,13 @@ def test_second_derivatives(engine, adjoint):
     def plan(s, e):
         return scale(s, e, n_iter=n_iter, tol=tol, adjoint=adjoint)[0]
 
-    assert torch.autograd.gradgradcheck(plan, (scores, e))
+    assert torch.autograd.gradgradcheck(plan, (scores, e), fast_mode=engine == "triton")
     a, b = randn(2, 3, seed=1).requires_grad_(), randn(2, 4, seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, 1.0, a.softmax(-1), b.softmax(-1), n_iter=n_iter, tol=tol, adjoint=adjoint)[0]
 
-    assert torch.autograd.gradgradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradgradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("adjoint", tiny.ADJOINTS)

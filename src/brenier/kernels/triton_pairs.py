@@ -584,6 +584,7 @@ class _Task:
             "REAL": self.real,
             "num_warps": config.warps,
             "num_stages": config.stages,
+            "enable_fp_fusion": True,  # which Triton asks to be told
         }
 
     def launch(

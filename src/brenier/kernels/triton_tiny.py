@@ -228,6 +228,7 @@ def options(name: str, n: int, m: int, dtype: torch.dtype) -> dict[str, Any]:
     side = rows * cols if name == "tiny_sinkhorn" else cols * max(rows, cols)
     out = {"MATS": max(1, _ENTRIES[name] // side), "BR": rows, "BC": cols}
     out["num_warps"] = 1 if side <= 512 else 4 if side <= 2048 else 8
+    out["enable_fp_fusion"] = True  # which Triton asks to be told
     if name == "tiny_sinkhorn":
         out["BOUND"] = 2.0**15 if dtype == torch.float32 else 2.0**150
         out["REAL"] = tl.float32 if dtype == torch.float32 else tl.float64
