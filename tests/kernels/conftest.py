@@ -6,7 +6,7 @@ import torch
 if not torch.cuda.is_available():  # the kernels of a GPU, without one; Triton reads this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-MOST = 4  # combinations of each test, but all of them with BRENIER_TRITON=all
+MOST = 2  # combinations of each test, but all of them with BRENIER_TRITON=all
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

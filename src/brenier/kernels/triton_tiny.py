@@ -172,10 +172,11 @@ def _gradient(
     over = tl.where(rows == 0.0, 0.0, 1.0 / tl.where(rows == 0.0, 1.0, rows))
     weight = tl.load(grad + where, mask=inside, other=0.0).to(tl.float64)
     mean = tl.sum(p * weight, 2) * over
-    # Columns j and l are joined by sum_i p_ij p_il / rows_i; the diagonal follows from these and is never needed. The
-    # right side is what those weights make of differences of the gradient, which keeps the digits of small ones.
+    # Columns j and l are joined by w = sum_i p_ij p_il / rows_i; the diagonal follows from these and is never needed. The
+    # right side is sum_l of w times a difference of gradients: kept as flows between columns, which never cancel to
+    # less than their own digits, however far apart the weights are.
     links = tl.zeros((MATS, BC, BC), tl.float64)
-    b = tl.zeros((MATS, BC), tl.float64)
+    flows = tl.zeros((MATS, BC, BC), tl.float64)
     for row in range(0, n):
         chosen = (i == row)[None, :, None]
         line = tl.sum(tl.where(chosen, p, 0.0), 1)
@@ -183,27 +184,29 @@ def _gradient(
         pairs = line[:, :, None] * (line * share[:, None])[:, None, :]
         links += pairs
         toward = tl.sum(tl.where(chosen, weight, 0.0), 1)
-        b += tl.sum(pairs * (toward[:, :, None] - toward[:, None, :]), 2)
+        flows += pairs * (toward[:, :, None] - toward[:, None, :])
     apart = j[:, None] != j[None, :]
     links = tl.where(apart[None, :, :], links, 0.0)
-    # Column after column is eliminated: those that are left inherit its links.
+    # Column after column is eliminated: those that are left inherit its links and flows.
     for column in range(0, m):
         here_too = (j == column)[None, :]
         later = (j > column)[None, :]
         own = tl.where(later, tl.sum(tl.where(here_too[:, :, None], links, 0.0), 1), 0.0)
         degree = tl.sum(own, 1)
         part = own * tl.where(degree > _TINY, 1.0 / tl.where(degree > _TINY, degree, 1.0), 0.0)[:, None]
-        links += tl.where(
-            (later[:, :, None] & later[:, None, :]) & apart[None, :, :], own[:, :, None] * part[:, None, :], 0.0
-        )
-        b += part * tl.sum(tl.where(here_too, b, 0.0), 1)[:, None]
+        flow = tl.where(later, tl.sum(tl.where(here_too[:, :, None], flows, 0.0), 1), 0.0)
+        left = (later[:, :, None] & later[:, None, :]) & apart[None, :, :]
+        links += tl.where(left, own[:, :, None] * part[:, None, :], 0.0)
+        flows += tl.where(left, part[:, :, None] * flow[:, None, :] - flow[:, :, None] * part[:, None, :], 0.0)
     mu = tl.zeros((MATS, BC), tl.float64)
     for back in range(0, m):
         column = m - 1 - back
         here_too = (j == column)[None, :]
-        own = tl.where((j > column)[None, :], tl.sum(tl.where(here_too[:, :, None], links, 0.0), 1), 0.0)
+        later = (j > column)[None, :]
+        own = tl.where(later, tl.sum(tl.where(here_too[:, :, None], links, 0.0), 1), 0.0)
         degree = tl.sum(own, 1)
-        right = tl.sum(tl.where(here_too, b, 0.0), 1) + tl.sum(own * mu, 1)
+        flow = tl.where(later, tl.sum(tl.where(here_too[:, :, None], flows, 0.0), 1), 0.0)
+        right = tl.sum(flow + own * mu, 1)
         value = tl.where(degree > _TINY, right / tl.where(degree > _TINY, degree, 1.0), 0.0)
         mu = tl.where(here_too, value[:, None], mu)
     shift = tl.sum(p * mu[:, None, :], 2) * over
