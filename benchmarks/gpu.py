@@ -360,7 +360,10 @@ def card() -> dict[str, Any]:
         asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             ran = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+                ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=20,
             )
             told |= dict(zip(asked.split(","), ran.stdout.strip().split(", ")))
     return told
@@ -372,7 +375,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             "fraction_of_ceiling", "compile_seconds")  # fmt: skip
     lines = [heads]
     for row in rows:
-        shown = row | ({"milliseconds": 1e3 * row["seconds"]} if row.get("seconds") and "milliseconds" not in row else {})
+        shown = row | (
+            {"milliseconds": 1e3 * row["seconds"]} if row.get("seconds") and "milliseconds" not in row else {}
+        )
         cells = [shown.get(key) for key in keys]
         if row.get("failed"):
             cells[5] = row["failed"]

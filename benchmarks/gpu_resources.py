@@ -118,7 +118,9 @@ def cases(quick: bool, names: list[str], dtypes: list[torch.dtype]) -> list[tupl
                             del constants["RESIDENT"]
                             constants |= {"BD": 4, **triton_pairs._weights(None)}
                         label = f"{name} {kind} d={d} {config.rows}x{config.cols}x{constants['BK']}"
-                        found.append((label + (" blocks" if blocks else ""), triton_pairs.KERNELS[name], constants, dtype))
+                        found.append(
+                            (label + (" blocks" if blocks else ""), triton_pairs.KERNELS[name], constants, dtype)
+                        )
                         if name == "apply":
                             wide = constants | {"ONE": False, "BV": 64}
                             found.append((label + " 64 vectors", triton_pairs.KERNELS[name], wide, dtype))
@@ -139,7 +141,9 @@ def main() -> None:
     rows = []
     for mode in args.accuracy:
         accuracy.set(mode)
-        for label, kernel, constants, dtype in cases(args.quick, args.kernels, [getattr(torch, n) for n in args.dtypes]):
+        for label, kernel, constants, dtype in cases(
+            args.quick, args.kernels, [getattr(torch, n) for n in args.dtypes]
+        ):
             row: dict[str, Any] = {"kernel": label, "dtype": str(dtype)[6:], "accuracy": mode}
             row["warps"] = constants.get("num_warps", 4)
             try:
@@ -151,7 +155,9 @@ def main() -> None:
             print(f"{label:40} {row['dtype']:8} {mode:6} {row['warps']} warps: {text}", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"triton": triton.__version__, "arch": args.arch, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"triton": triton.__version__, "arch": args.arch, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

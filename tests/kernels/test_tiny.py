@@ -289,7 +289,9 @@ def central_difference(function, x, direction, step=1e-6):
 def test_unrolled_gradients_are_those_of_the_iterations(engine, size, epsilon):
     scores = randn(3, *size).requires_grad_()
     e = torch.tensor(epsilon, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e), fast_mode=engine == "triton")
+    assert torch.autograd.gradcheck(
+        lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e), fast_mode=engine == "triton"
+    )
     a, b = randn(3, size[0], seed=1).requires_grad_(), randn(3, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):
@@ -302,7 +304,9 @@ def test_unrolled_gradients_are_those_of_the_iterations(engine, size, epsilon):
 def test_implicit_gradients_are_those_of_the_fixed_point(engine, size):
     scores = randn(2, *size).requires_grad_()
     e = torch.linspace(0.7, 1.2, 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e), fast_mode=engine == "triton")
+    assert torch.autograd.gradcheck(
+        lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e), fast_mode=engine == "triton"
+    )
     a, b = randn(2, size[0], seed=1).requires_grad_(), randn(2, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):

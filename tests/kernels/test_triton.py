@@ -141,7 +141,7 @@ def test_matrices_and_functions_are_refused():
     x = torch.rand(5, 2)
     cost = reference.Pairs((x,), (), lambda rows, cols: rows[0], (5, 2), "matrix")
     with engine.use_engine("triton"):
-        with pytest.raises(RuntimeError, match="use_engine\\('triton'\\): expected Triton.*kind 'matrix'"):
+        with pytest.raises(RuntimeError, match=r"use_engine\('triton'\): expected Triton.*kind 'matrix'"):
             engine.softmin(cost, torch.zeros(2), 1.0)
         with pytest.raises(RuntimeError, match="sides up to 64"):
             tiny.scale(torch.zeros(1, 65, 3), torch.ones(()), n_iter=3)

@@ -67,12 +67,11 @@ _AXES = (("rows", 2, 0), ("cols", 2, 1), ("f", 1, 0), ("g", 1, 1), ("vectors", 2
          ("term", 1, 1), ("epsilon", 0, 0))  # fmt: skip
 
 
-def _aligned(
-    inputs: tuple[Tensor | None, ...], listed: _Blocks
-) -> tuple[torch.Size, list[Tensor | None], list[int]]:
+def _aligned(inputs: tuple[Tensor | None, ...], listed: _Blocks) -> tuple[torch.Size, list[Tensor | None], list[int]]:
     """The batch that arguments in the order of `_AXES` make, each laid out densely, and the steps between problems."""
     rows, cols, left, right, epsilon = (inputs[i] for i in (0, 1, 5, 6, 8))
-    assert rows is not None and cols is not None
+    assert rows is not None
+    assert cols is not None
     lengths, d = (rows.shape[-2], cols.shape[-2]), rows.shape[-1]
     alone = True
     for t, (name, dims, side) in zip(inputs, _AXES):

@@ -281,9 +281,7 @@ def _run(
     inputs = (scores, epsilon, r, c, plan, grad)
     for t in inputs:
         if t is not None and (t.dtype != scores.dtype or t.device != scores.device):
-            raise TypeError(
-                f"tiny_sinkhorn: expected {scores.dtype} on {scores.device}, got {t.dtype} on {t.device}"
-            )
+            raise TypeError(f"tiny_sinkhorn: expected {scores.dtype} on {scores.device}, got {t.dtype} on {t.device}")
     if not count:
         return
     packed = [_dense(t) for t in (epsilon, r, c)]

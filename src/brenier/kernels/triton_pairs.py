@@ -79,9 +79,7 @@ def _coordinates(x, i, inside, d, x_line, x_axis, BK: tl.constexpr, RESIDENT: tl
     """The coordinates (BM, BK) of the rows of a program, where they are few enough to stay."""
     if RESIDENT:
         k = tl.arange(0, BK)
-        out = tl.load(
-            x + i[:, None] * x_line + k[None, :] * x_axis, mask=inside[:, None] & (k < d)[None, :], other=0.0
-        )
+        out = tl.load(x + i[:, None] * x_line + k[None, :] * x_axis, mask=inside[:, None] & (k < d)[None, :], other=0.0)
     else:
         out = i
     return out
@@ -119,10 +117,10 @@ def _products(
 
 @triton.jit
 def _root(square, REAL: tl.constexpr):
-    if REAL == tl.float32:
-        out = tl.sqrt_rn(square)
-    else:
+    if REAL == tl.float64:  # noqa: SIM300 - no constant, but an argument of the kernel
         out = tl.sqrt(square)
+    else:
+        out = tl.sqrt_rn(square)
     return out
 
 
@@ -640,7 +638,8 @@ def run(
             second.copy_(other)
         return
     rows, cols, f, g, v, left, right, term, epsilon = arrays
-    assert rows is not None and cols is not None
+    assert rows is not None
+    assert cols is not None
     rows_step, cols_step, f_step, g_step, v_step, left_step, right_step, term_step, epsilon_step = steps
     k = 0 if v is None else v.shape[-1]
     r = 0 if left is None else left.shape[-1]

@@ -61,7 +61,7 @@ def _absorbed(potential, scaling):
 
 @triton.jit
 def _divided(mass, sums):
-    """mass / sums, 0 without mass; infinite where a mass has no sum."""
+    """The mass over the sums, 0 without mass; infinite where a mass has no sum."""
     return tl.where(mass > 0.0, mass / tl.where(mass > 0.0, sums, 1.0), 0.0)
 
 
@@ -172,7 +172,7 @@ def _gradient(
     over = tl.where(rows == 0.0, 0.0, 1.0 / tl.where(rows == 0.0, 1.0, rows))
     weight = tl.load(grad + where, mask=inside, other=0.0).to(tl.float64)
     mean = tl.sum(p * weight, 2) * over
-    # Columns j and l are joined by w = sum_i p_ij p_il / rows_i; the diagonal follows from these and is never needed. The
+    # Columns j and l are joined by w = sum_i p_ij p_il / rows_i; the diagonal follows from these and is not needed. The
     # right side is sum_l of w times a difference of gradients: kept as flows between columns, which never cancel to
     # less than their own digits, however far apart the weights are.
     links = tl.zeros((MATS, BC, BC), tl.float64)

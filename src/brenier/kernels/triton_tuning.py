@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Config", "MOST", "candidates", "chosen", "tuned"]
+__all__ = ["MOST", "Config", "candidates", "chosen", "tuned"]
 
 MOST = 512
 """The number of buckets that are remembered; beyond it the oldest is forgotten."""
