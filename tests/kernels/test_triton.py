@@ -34,12 +34,15 @@ anywhere = pytest.mark.parametrize("name", [pytest.param("triton", marks=needs_t
 @dtypes
 @pytest.mark.parametrize("d", [9, 128, 129, 300])
 def test_products_of_many_coordinates(name, dtype, d):
-    """Held by the program up to 128 coordinates, tiled beyond."""
+    """Tiled over the coordinates; on tensor cores held by the program up to 128."""
     pairs, f, g = problem("dot", 70, 90, d, dtype)
     v = g.unsqueeze(-1) * torch.arange(1, 71, dtype=dtype)
     with engine.use_engine(name):
         check_softmin(pairs, g, 3.0, engine.softmin(pairs, g, 3.0))
+        with engine.use_accuracy("tf32x3"):  # no other numbers in the interpreter, but other tiles
+            soft = engine.softmin(pairs, g, 3.0)
         out = engine.apply(pairs, f, g, 2.0 * d, v)
+    torch.testing.assert_close(soft, engine.softmin(pairs, g, 3.0), rtol=1e-5, atol=1e-4)
     p = torch.exp((f.double().unsqueeze(-1) + g.double() - wide(pairs, "dot")) / (2.0 * d))
     assert ((out.double() - p @ v.double()).abs() <= 40 * unit(dtype) * (p @ v.double().abs())).all()
 

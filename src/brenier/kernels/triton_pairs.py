@@ -569,7 +569,9 @@ class _Task:
     def options(self, config: triton_tuning.Config) -> dict[str, Any]:
         """The constants of a kernel."""
         d = self.shape[2]
-        resident = self.products and d <= _RESIDENT
+        # On tensor cores; products of float32 and float64 would have all their coordinates in registers at once.
+        swift = self.dtype == torch.bfloat16 or (self.dtype == torch.float32 and accuracy.get() != "ieee")
+        resident = self.products and swift and d <= _RESIDENT
         return {
             "KIND": self.kind,
             "D": d if d <= _FEW else 0,
@@ -598,7 +600,8 @@ class _Task:
             options = self.options(config) | more
             if self.plan is None:
                 tiles = triton.cdiv(n, config.rows)
-                programs, schedule = tiles * self.items, (tiles, None, None, None, None, None)
+                programs = tiles * self.items
+                schedule: tuple[Any, ...] = (tiles, None, None, None, None, None)
             else:
                 rows = self.plan.of(config.rows)
                 at = self.plan.arrays
@@ -649,6 +652,7 @@ def run(
     }[op]  # fmt: skip
     task = _Task(name, kind, rows, cols, items, blocks, _power(k, 1, 128))
     x, y, points, lines = task.x, task.y, (rows_step, cols_step), task.lines
+    inner: tuple[int, ...]
     if name == "softmin":
         task.launch(lambda size, plan, _: (x, y, g, epsilon, out, *size, *plan, *points, g_step, epsilon_step, *lines))
     elif name == "cmin":

@@ -222,7 +222,7 @@ def _gradient(
 KERNELS = {"tiny_sinkhorn": _scale, "tiny_sinkhorn_gradient": _gradient}
 """All kernels by name, for `benchmarks/gpu_resources.py`."""
 
-_ENTRIES = {"tiny_sinkhorn": 1024, "tiny_sinkhorn_gradient": 512}  # of the matrices of one program
+_ENTRIES = {"tiny_sinkhorn": 512, "tiny_sinkhorn_gradient": 256}  # of the matrices of one program
 
 
 def options(name: str, n: int, m: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def options(name: str, n: int, m: int, dtype: torch.dtype) -> dict[str, Any]:
     rows, cols = (max(4, triton.next_power_of_2(size)) for size in (n, m))
     side = rows * cols if name == "tiny_sinkhorn" else cols * max(rows, cols)
     out = {"MATS": max(1, _ENTRIES[name] // side), "BR": rows, "BC": cols}
-    out["num_warps"] = 1 if side <= 512 else 4 if side <= 2048 else 8
+    out["num_warps"] = 1 if side <= _ENTRIES[name] else 4 if side <= 1024 else 8 if name == "tiny_sinkhorn" else 16
     out["enable_fp_fusion"] = True  # which Triton asks to be told
     if name == "tiny_sinkhorn":
         out["BOUND"] = 2.0**15 if dtype == torch.float32 else 2.0**150
@@ -250,7 +250,7 @@ def scale(
     steps: list[int],  # between the epsilons, the r and the c of two matrices
     n_iter: int,
     tol: float,
-    outputs: tuple[Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, ...],
 ) -> None:
     """Fill plan, error and iterations."""
     count, n, m = scores.shape
@@ -261,9 +261,7 @@ def scale(
         )
 
 
-def gradient(
-    plan: Tensor, grad: Tensor, epsilon: Tensor, step: int, given: bool, outputs: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def gradient(plan: Tensor, grad: Tensor, epsilon: Tensor, step: int, given: bool, outputs: tuple[Tensor, ...]) -> None:
     """Fill what reaches the scores, r and c from `grad` by the fixed point."""
     count, n, m = plan.shape
     how = options("tiny_sinkhorn_gradient", n, m, plan.dtype)

@@ -33,10 +33,15 @@ class Config(NamedTuple):
 
 
 # In the order of what they need: 64 x 64 pairs in 4 warps fill the registers of an H100, matrix products spill.
-_OUTER = (Config(32, 64), Config(64, 64, warps=8), Config(16, 128), Config(64, 64))
-_PRODUCTS = (Config(32, 64), Config(64, 64, warps=8), Config(64, 32, stages=3), Config(128, 64, warps=8))
-_DOUBLE = (Config(32, 32, 16), Config(64, 32, 16), Config(32, 64, 16), Config(64, 64, 16, warps=8))
-_LISTS = (Config(32, 64), Config(16, 64))
+_OUTER: tuple[Config, ...] = (Config(32, 64), Config(64, 64, warps=8), Config(16, 128), Config(64, 64))
+_PRODUCTS: tuple[Config, ...] = (
+    Config(32, 64),
+    Config(64, 64, warps=8),
+    Config(64, 32, stages=3),
+    Config(128, 64, warps=8),
+)
+_DOUBLE: tuple[Config, ...] = (Config(32, 32, 16), Config(64, 32, 16), Config(32, 64, 16), Config(64, 64, 16, warps=8))
+_LISTS: tuple[Config, ...] = (Config(16, 64), Config(32, 64))
 
 
 @contextlib.contextmanager
