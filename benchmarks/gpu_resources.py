@@ -105,7 +105,7 @@ def cases(quick: bool, names: list[str], dtypes: list[torch.dtype]) -> list[tupl
                 continue
             for dtype in dtypes:
                 for blocks in (False,) if quick else (False, True):
-                    rows = torch.empty(64, d, dtype=dtype)
+                    rows = torch.empty(64, d, dtype=dtype, device="meta")  # not on a CPU, where it is the interpreter
                     task = triton_pairs._Task(name, kind, rows, rows, 1, None, 1)
                     configs = triton_tuning.candidates(name, task.products, dtype)
                     for config in configs[:1] if quick else configs:
