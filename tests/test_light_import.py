@@ -87,6 +87,13 @@ def simulate(_: Path) -> Any:
     return metaworld_episodes(n=1, seed=10**9)  # in no cache
 
 
+def by_triton(_: Path) -> Any:
+    from brenier.kernels.engine import use_engine
+
+    with use_engine("triton"):
+        pass
+
+
 def read(kind: str) -> Callable[[Path], Any]:
     def use(folder: Path) -> Any:
         from brenier.cli.tables import read_points
@@ -107,6 +114,7 @@ def read(kind: str) -> Callable[[Path], Any]:
         ("pandas", "tables", "Reading .parquet", read(".parquet")),
         ("pyarrow", "tables", "Reading .parquet", read(".parquet")),
         ("anndata", "cells", "Reading .h5ad", read(".h5ad")),
+        ("triton", "gpu", "The engine 'triton'", by_triton),
     ],
 )
 def test_missing_extras_are_named_at_use_with_the_install_line(

@@ -7,20 +7,40 @@ import torch
 
 from brenier.kernels import native as pairwise
 from brenier.kernels import tiny
-from brenier.kernels.build import native
+from brenier.kernels.build import chosen, native, triton_runs
 from brenier.kernels.engine import use_engine
 
 needs_native = pytest.mark.skipif(not pairwise.available(), reason="the extension was not built")
+needs_triton = pytest.mark.skipif(
+    not triton_runs(torch.empty(0)), reason="Triton is not installed, or not to be interpreted here"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+_moved: list[str] = []  # where the scores are taken
 LEVELS = native.simd_levels() if pairwise.available() else []
 SIZES = [(1, 1), (1, 4), (4, 4), (3, 5), (5, 3), (8, 8), (7, 7), (16, 16), (10, 33), (20, 20)]
 
 
-@pytest.fixture(params=["reference", *(pytest.param(level, marks=needs_native) for level in LEVELS)])
+@pytest.fixture(
+    params=[
+        "reference",
+        *(pytest.param(level, marks=needs_native) for level in LEVELS),
+        pytest.param("triton", marks=needs_triton),
+        pytest.param("gpu", marks=[pytest.mark.gpu, needs_gpu]),
+    ]
+)
 def engine(request):
-    """The reference, or the native engine with one instruction set."""
-    if request.param == "reference":
-        with use_engine("reference"):
+    """The reference, the native engine with one instruction set, or Triton's kernels."""
+    if request.param in ("reference", "triton"):
+        with use_engine(request.param):
             yield request.param
+        return
+    if request.param == "gpu":
+        _moved.append("cuda")
+        try:
+            with use_engine("triton"):
+                yield request.param
+        finally:
+            _moved.clear()
         return
     before = native.simd()
     native.set_simd(request.param)
@@ -37,7 +57,12 @@ def randn(*shape, dtype=torch.float64, seed=0):
 
 def scale(scores, epsilon=1.0, r=None, c=None, *, n_iter=20, tol=0.0, adjoint="implicit"):
     epsilon = torch.as_tensor(epsilon, dtype=scores.dtype)
-    return tiny.scale(scores, epsilon, r, c, n_iter=n_iter, tol=tol, adjoint=adjoint)
+    if adjoint == "unrolled" and chosen() == "triton" and scores.requires_grad:
+        pytest.skip("unrolled gradients on a GPU are the reference's")
+    device = _moved[0] if _moved else "cpu"
+    tensors = (None if t is None else t.to(device) for t in (scores, epsilon, r, c))
+    out = tiny.scale(*tensors, n_iter=n_iter, tol=tol, adjoint=adjoint)
+    return tuple(t.cpu() for t in out) if _moved else out
 
 
 def textbook(scores, epsilon, n_iter):
@@ -47,6 +72,11 @@ def textbook(scores, epsilon, n_iter):
         x = x - x.logsumexp(-1, keepdim=True)
         x = x - x.logsumexp(-2, keepdim=True) + math.log(scores.shape[-2] / scores.shape[-1])
     return x.exp()
+
+
+def fewer(engine, count):
+    """As many as the interpreter passes through in time."""
+    return 2 if engine == "triton" else count
 
 
 def simplex_like(*shape, seed):
@@ -95,7 +125,7 @@ def test_small_epsilon_gives_the_best_permutation(engine, dtype):
 
 @pytest.mark.parametrize("size", [4, 8, 16, 64])
 def test_converged_sums_are_right_to_rounding(engine, dtype, size):
-    plan, error, n_iter = scale(randn(33, size, size, dtype=dtype), 0.5, n_iter=2000, tol=3e-7)
+    plan, error, n_iter = scale(randn(fewer(engine, 33), size, size, dtype=dtype), 0.5, n_iter=2000, tol=3e-7)
     sums = torch.cat([plan.double().sum(-1), plan.double().sum(-2)], -1)
     assert (sums - 1).abs().max() <= 1e-6
     assert error.max() <= 1e-6
@@ -126,12 +156,13 @@ def test_a_column_that_no_row_wants_is_filled(engine, dtype):
 
 @pytest.mark.parametrize("masses", ["even", "wide"])
 def test_given_masses_are_met(engine, dtype, masses):
-    r, c = simplex_like(30, 6, seed=1), simplex_like(30, 9, seed=2)
+    count = fewer(engine, 30)
+    r, c = simplex_like(count, 6, seed=1), simplex_like(count, 9, seed=2)
     if masses == "wide":
         r[:, 0], c[:, 3] = 1e-9, 1e-7
         c = c * (r.sum(-1, keepdim=True) / c.sum(-1, keepdim=True))
     r, c = r.to(dtype), c.to(dtype)
-    plan, error, _ = scale(randn(30, 6, 9, dtype=dtype), 0.3, r, c, n_iter=500)
+    plan, error, _ = scale(randn(count, 6, 9, dtype=dtype), 0.3, r, c, n_iter=500)
     tol = 20 * torch.finfo(dtype).eps
     torch.testing.assert_close(plan.sum(-1), r, rtol=2 * tol, atol=tol)
     torch.testing.assert_close(plan.sum(-2), c, rtol=2 * tol, atol=tol)
@@ -258,26 +289,30 @@ def central_difference(function, x, direction, step=1e-6):
 def test_unrolled_gradients_are_those_of_the_iterations(engine, size, epsilon):
     scores = randn(3, *size).requires_grad_()
     e = torch.tensor(epsilon, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e))
+    assert torch.autograd.gradcheck(
+        lambda s, e: scale(s, e, n_iter=4, adjoint="unrolled")[0], (scores, e), fast_mode=engine == "triton"
+    )
     a, b = randn(3, size[0], seed=1).requires_grad_(), randn(3, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, epsilon, a.softmax(-1), b.softmax(-1), n_iter=4, adjoint="unrolled")[0]
 
-    assert torch.autograd.gradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (5, 3), (6, 6), (1, 3)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_implicit_gradients_are_those_of_the_fixed_point(engine, size):
     scores = randn(2, *size).requires_grad_()
     e = torch.linspace(0.7, 1.2, 2, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e))
+    assert torch.autograd.gradcheck(
+        lambda s, e: scale(s, e, n_iter=500, tol=1e-13)[0], (scores, e), fast_mode=engine == "triton"
+    )
     a, b = randn(2, size[0], seed=1).requires_grad_(), randn(2, size[1], seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, 1.0, a.softmax(-1), b.softmax(-1), n_iter=500, tol=1e-13)[0]
 
-    assert torch.autograd.gradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("adjoint", tiny.ADJOINTS)
@@ -289,13 +324,13 @@ def test_second_derivatives(engine, adjoint):
     def plan(s, e):
         return scale(s, e, n_iter=n_iter, tol=tol, adjoint=adjoint)[0]
 
-    assert torch.autograd.gradgradcheck(plan, (scores, e))
+    assert torch.autograd.gradgradcheck(plan, (scores, e), fast_mode=engine == "triton")
     a, b = randn(2, 3, seed=1).requires_grad_(), randn(2, 4, seed=2).requires_grad_()
 
     def masses(s, a, b):
         return scale(s, 1.0, a.softmax(-1), b.softmax(-1), n_iter=n_iter, tol=tol, adjoint=adjoint)[0]
 
-    assert torch.autograd.gradgradcheck(masses, (scores, a, b))
+    assert torch.autograd.gradgradcheck(masses, (scores, a, b), fast_mode=engine == "triton")
 
 
 @pytest.mark.parametrize("adjoint", tiny.ADJOINTS)
@@ -392,7 +427,7 @@ def test_operators_refuse_what_does_not_fit():
         operator(scores, one, torch.ones(2, 3).double(), torch.ones(2, 4).double(), 5, 0.0, "implicit")
     with pytest.raises(ValueError, match="one epsilon"):
         operator(scores, one.expand(3), None, None, 5, 0.0, "implicit")
-    with pytest.raises(TypeError, match="float64 on the CPU"):
+    with pytest.raises(TypeError, match="float64 on cpu"):
         operator(scores, one.float(), None, None, 5, 0.0, "implicit")
     with use_engine("native"), pytest.raises(RuntimeError, match="sides up to 128"):
         tiny.scale(randn(1, 129, 4), one, n_iter=3)

@@ -1,21 +1,26 @@
-"""Picks the engine for each call: native where it can, the reference elsewhere. Same functions as `reference`.
+"""Picks the engine for each call: a fused one where it can, the reference elsewhere. Same functions as `reference`.
 
 Native serves tensors on a CPU in float32 or float64 whose cost has a kind it knows (`Pairs.kind`), when the extension
 was built. Where a gradient is wanted it serves all kinds but for `matvec` and, of norms, `row_moments`. It takes
 `Pairs.blocks` too, in tensors without batch axes. The kind "matrix" has kernels of its own, without gradients.
 `support` and `smallest` are native without gradients, for a matrix with blocks too.
+
+Triton's kernels serve the same calls, in bfloat16 too, for tensors on a GPU where Triton is installed, and in its
+interpreter (TRITON_INTERPRET=1) for tensors on a CPU where the engine was asked for by name. A cost matrix on a GPU is
+the reference's, and so are entries (`support`, `smallest`) of which very many tie.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+from ..errors import need
 from . import matrix, native, reference
+from .build import accuracy, choice, chosen, triton_runs
 from .reference import Blocks, Pairs, memory_budget
 
 __all__ = [
@@ -31,10 +36,12 @@ __all__ = [
     "smallest",
     "softmin",
     "support",
+    "use_accuracy",
     "use_engine",
 ]
 
-_choice: ContextVar[str] = ContextVar("brenier_engine", default="auto")
+ENGINES = ("auto", "reference", "native", "triton")
+ACCURACIES = ("ieee", "tf32x3", "tf32")
 
 
 @contextlib.contextmanager
@@ -42,23 +49,43 @@ def use_engine(name: str) -> Iterator[None]:
     """Choose the engine inside a `with` block.
 
     Args:
-        name: "auto", "reference", or "native", which raises where the native engine cannot serve.
+        name: "auto", "reference", or "native" or "triton", which raise where that engine cannot serve.
+
+    Raises:
+        ValueError: an unknown name.
+        MissingExtra: "triton" where it is not installed.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"use_engine: expected one of {ENGINES}, got {name!r}")
+    if name == "triton":
+        need("triton", "gpu", "The engine 'triton'")
+    token = choice.set(name)
+    try:
+        yield
+    finally:
+        choice.reset(token)
+
+
+@contextlib.contextmanager
+def use_accuracy(name: str) -> Iterator[None]:
+    """Choose how Triton's kernels multiply float32 matrices on a GPU, inside a `with` block.
+
+    Backward passes that run outside the block, or on a thread of their own as on a GPU, keep "ieee".
+
+    Args:
+        name: "ieee" (the default), the products of float32; "tf32x3", three products on the tensor cores, nearly as
+            accurate; or "tf32", one, with three digits.
 
     Raises:
         ValueError: an unknown name.
     """
-    if name not in ("auto", "reference", "native"):
-        raise ValueError(f"use_engine: expected 'auto', 'reference' or 'native', got {name!r}")
-    token = _choice.set(name)
+    if name not in ACCURACIES:
+        raise ValueError(f"use_accuracy: expected one of {ACCURACIES}, got {name!r}")
+    token = accuracy.set(name)
     try:
         yield
     finally:
-        _choice.reset(token)
-
-
-def _chosen() -> str:
-    # torch.compile cannot trace a ContextVar: what it compiles is "auto"
-    return "auto" if torch.compiler.is_compiling() else _choice.get()
+        accuracy.reset(token)
 
 
 def _recorded(pairs: Pairs, *others: Tensor) -> bool:
@@ -66,26 +93,32 @@ def _recorded(pairs: Pairs, *others: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in (*pairs.rows, *pairs.cols, *others))
 
 
-def _native(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
-    """Whether the native engine takes this call. `grad`: it has derivatives."""
-    choice = _chosen()
-    if choice == "reference":
+def _fused(pairs: Pairs, *others: Tensor, grad: bool = True) -> bool:
+    """Whether a fused engine takes this call. `grad`: it has derivatives."""
+    name = chosen()
+    if name == "reference":
         return False
     tensors = [*pairs.rows, *pairs.cols, *others]
     wanted = _recorded(pairs, *others)
     first = tensors[0]
+    by_triton = name == "triton" or (name == "auto" and first.is_cuda)
+    here = triton_runs(first) if by_triton else first.is_cpu and native.available()
     serves = (
-        native.available()
+        here
         and pairs.kind in native.KINDS
-        and first.dtype in native.DTYPES
-        and all(t.dtype == first.dtype and t.is_cpu for t in tensors)
-        and (not wanted or grad)
+        and first.dtype in (native.GPU_DTYPES if by_triton else native.DTYPES)
+        and all(t.dtype == first.dtype and t.device == first.device for t in tensors)
+        and (not wanted or (grad and first.dtype in native.DTYPES))
     )
-    if choice == "native" and not serves:
+    if name in ("native", "triton") and not serves:
+        where = (
+            "Triton, float32, float64 or bfloat16 tensors on a GPU (or on a CPU, with TRITON_INTERPRET=1)"
+            if by_triton
+            else "a compiled extension, float32 or float64 tensors on a CPU"
+        )
         raise RuntimeError(
-            f"use_engine('native'): expected a compiled extension, float32 or float64 tensors on a CPU and a kind of "
-            f"{native.KINDS}, got kind {pairs.kind!r}, {first.dtype} on {first.device}, "
-            f"{'with' if wanted else 'without'} gradients. Use 'auto'."
+            f"use_engine({name!r}): expected {where} and a kind of {native.KINDS}, got kind {pairs.kind!r}, "
+            f"{first.dtype} on {first.device}, {'with' if wanted else 'without'} gradients. Use 'auto'."
         )
     return serves
 
@@ -103,7 +136,7 @@ def _over_matrix(cost: Tensor, *others: Tensor) -> bool:
     """Whether the native engine takes a call over this matrix."""
     tensors = cost, *others
     return (
-        _chosen() != "reference"
+        chosen() in ("auto", "native")
         and native.available()
         and cost.dtype in native.DTYPES
         and all(t.dtype == cost.dtype and t.is_cpu for t in tensors)
@@ -158,7 +191,7 @@ def softmin(pairs: Pairs, h: Tensor, epsilon: float | Tensor) -> Tensor:
     epsilon = _epsilon(epsilon, h)
     if _given(pairs, h, epsilon):
         return matrix.softmin(pairs.rows[0], h, epsilon)
-    if not _native(pairs, h, epsilon, grad=_has_gradient(pairs, epsilon)):
+    if not _fused(pairs, h, epsilon, grad=_has_gradient(pairs, epsilon)):
         return reference.softmin(pairs, h, epsilon)
     if _apart(pairs, epsilon, h):
         one = _Divided(pairs, epsilon)
@@ -170,7 +203,7 @@ def cmin(pairs: Pairs, h: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.cmin`."""
     if _given(pairs, h):
         return matrix.cmin(pairs.rows[0], h)
-    if not _native(pairs, h):
+    if not _fused(pairs, h):
         return reference.cmin(pairs, h)
     return native.cmin(pairs.rows[0], pairs.cols[0], h, *_how(pairs))
 
@@ -180,7 +213,7 @@ def apply(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor
     epsilon = _epsilon(epsilon, f)
     if _given(pairs, f, g, epsilon, v):
         return matrix.apply(pairs.rows[0], f, g, epsilon, v)
-    if not _native(pairs, f, g, epsilon, v, grad=_has_gradient(pairs, epsilon)):
+    if not _fused(pairs, f, g, epsilon, v, grad=_has_gradient(pairs, epsilon)):
         return reference.apply(pairs, f, g, epsilon, v)
     if _apart(pairs, epsilon, f, g, v):
         one = _Divided(pairs, epsilon)
@@ -193,7 +226,7 @@ def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col
     epsilon = _epsilon(epsilon, f)
     if _given(pairs, f, g, epsilon, col_term):
         return matrix.row_moments(pairs.rows[0], f, g, epsilon, col_term)
-    if not _native(pairs, f, g, epsilon, col_term, grad=pairs.kind == "dot" and _has_gradient(pairs, epsilon)):
+    if not _fused(pairs, f, g, epsilon, col_term, grad=pairs.kind == "dot" and _has_gradient(pairs, epsilon)):
         return reference.row_moments(pairs, f, g, epsilon, col_term)
     rows, cols = pairs.rows[0], pairs.cols[0]
     if not _recorded(pairs, f, g, epsilon, col_term):
@@ -207,13 +240,13 @@ def row_moments(pairs: Pairs, f: Tensor, g: Tensor, epsilon: float | Tensor, col
 
 def matvec(pairs: Pairs, v: Tensor) -> Tensor:
     """See `reference.matvec`. For the kind "dot" it is two small products, on any device."""
-    if pairs.kind == "dot" and pairs.blocks is None and _chosen() != "reference":
+    if pairs.kind == "dot" and pairs.blocks is None and chosen() != "reference":
         rows, cols, v64 = pairs.rows[0], pairs.cols[0], v.to(torch.float64)
         moment = cols.to(torch.float64).mT @ v64.unsqueeze(-1)
         return -(rows.to(torch.float64) @ moment).squeeze(-1).to(v.dtype)
-    if pairs.kind == "matrix" and pairs.blocks is None and _chosen() != "reference":
+    if pairs.kind == "matrix" and pairs.blocks is None and chosen() != "reference":
         return (pairs.rows[0] @ v.unsqueeze(-1)).squeeze(-1)
-    if not _native(pairs, v, grad=False):
+    if not _fused(pairs, v, grad=False):
         return reference.matvec(pairs, v)
     return native.matvec(pairs.rows[0], pairs.cols[0], v, *_how(pairs))
 
@@ -221,16 +254,20 @@ def matvec(pairs: Pairs, v: Tensor) -> Tensor:
 def _entries(
     pairs: Pairs, f: Tensor, g: Tensor, most: int | None, limit: float = torch.inf, *, whole: bool = False
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What the native engine lists, or None where the reference serves."""
+    """What a fused engine lists, or None where the reference serves."""
     if torch.compiler.is_compiling():
         return None
     packed = None if pairs.blocks is None else pairs.blocks.packed
     most = pairs.shape[1] if most is None else most
     if _given(pairs, f, g, blocks=True):
         return matrix.listed(pairs.rows[0], f, g, most, limit, whole=whole, blocks=packed)
-    if not _native(pairs, f, g, grad=False):
+    if not _fused(pairs, f, g, grad=False):
         return None
     tensors = pairs.rows[0].contiguous(), pairs.cols[0].contiguous(), f.contiguous(), g.contiguous()
+    if pairs.rows[0].is_cuda or chosen() == "triton":
+        from . import triton_pairs  # which imports Triton
+
+        return triton_pairs.listed(pairs.kind, tensors, pairs.shape, most, limit, whole=whole, blocks=packed)
     return native.listed(pairs.kind, tensors, pairs.shape, most, limit, whole=whole, blocks=packed)
 
 

@@ -1,4 +1,7 @@
-r"""The native engine: fused sums and minima over all pairs on a CPU, in O(n + m) memory, as `torch.library` operators.
+r"""The fused engines: sums and minima over all pairs in O(n + m) memory, as `torch.library` operators.
+
+On a CPU they are the compiled extension, the native engine; on a GPU, and in Triton's interpreter where that was asked
+for, the kernels of `triton_pairs`.
 
 A cost is named by its kind: "dot" is c_ij = -<u_i, v_j>, which every inner-product cost becomes, and "l1", "l2" and
 "linf" are norms of differences. P_ij = exp((f_i + g_j - c_ij) / epsilon) throughout.
@@ -33,12 +36,14 @@ from torch import Tensor
 
 from ..errors import refuse
 from . import reference
+from .build import chosen
 from .build import native as _native
 
-__all__ = ["DTYPES", "KINDS", "available"]
+__all__ = ["DTYPES", "GPU_DTYPES", "KINDS", "available"]
 
 KINDS = ("dot", "l1", "l2", "linf")
 DTYPES = (torch.float32, torch.float64)
+GPU_DTYPES = (*DTYPES, torch.bfloat16)
 
 _SOFTMIN, _CMIN, _APPLY, _MOMENTS, _MATVEC, _SLOPE = range(6)
 
@@ -62,6 +67,42 @@ _AXES = (("rows", 2, 0), ("cols", 2, 1), ("f", 1, 0), ("g", 1, 1), ("vectors", 2
          ("term", 1, 1), ("epsilon", 0, 0))  # fmt: skip
 
 
+def _aligned(inputs: tuple[Tensor | None, ...], listed: _Blocks) -> tuple[torch.Size, list[Tensor | None], list[int]]:
+    """The batch that arguments in the order of `_AXES` make, each laid out densely, and the steps between problems."""
+    rows, cols, left, right, epsilon = (inputs[i] for i in (0, 1, 5, 6, 8))
+    assert rows is not None
+    assert cols is not None
+    lengths, d = (rows.shape[-2], cols.shape[-2]), rows.shape[-1]
+    alone = True
+    for t, (name, dims, side) in zip(inputs, _AXES):
+        if t is None:
+            continue
+        if t.dtype != rows.dtype or t.device != rows.device:
+            raise TypeError(
+                f"fused kernels: expected {name} of {rows.dtype} on {rows.device}, got {t.dtype} on {t.device}"
+            )
+        if dims and t.shape[-dims] != lengths[side]:
+            raise ValueError(f"fused kernels: expected {name} of length {lengths[side]}, got shape {tuple(t.shape)}")
+        alone = alone and t.dim() == dims
+    if cols.shape[-1] != d or (left is not None and right is not None and left.shape[-1] != right.shape[-1]):
+        raise ValueError("fused kernels: expected the same number of coordinates on both sides")
+    if listed is not None and any(t.dim() > max(dims, 1) for t, (_, dims, _) in zip(inputs, _AXES) if t is not None):
+        raise ValueError("fused kernels: expected no batch axes with blocks")
+    if listed is not None and epsilon is not None and epsilon.dim() and epsilon.numel() != int(listed[0]):
+        raise ValueError(f"fused kernels: expected {int(listed[0])} numbers epsilon, got {epsilon.numel()}")
+    shapes = [t.shape[: t.dim() - dims] for t, (_, dims, _) in zip(inputs, _AXES) if t is not None and not alone]
+    batch = torch.broadcast_shapes(*shapes) if shapes and listed is None else torch.Size()
+    arrays: list[Tensor | None] = []
+    steps = []
+    for t, (_, dims, _) in zip(inputs, _AXES):
+        step = 0
+        if t is not None:
+            t, step = (t.contiguous(), t.dim() - dims) if alone or listed is not None else _dense(t, batch, dims)
+        arrays.append(t)
+        steps.append(step)
+    return batch, arrays, steps
+
+
 def _run(
     op: int,
     kind: str,
@@ -76,54 +117,32 @@ def _run(
     epsilon: Tensor | None = None,  # (*batch,)
     blocks: tuple[_Blocks, ...] = (),  # `reference.Blocks.packed`; then no batch, and epsilon may be (row blocks,)
 ) -> tuple[Tensor, ...]:
-    """Call the extension; batch axes broadcast."""
+    """Call the extension, or Triton's kernels; batch axes broadcast."""
     inputs = (rows, cols, f, g, vectors, left, right, term, epsilon)
-    listed = blocks[0] if blocks else None
-    lengths, d, dtype = (rows.shape[-2], cols.shape[-2]), rows.shape[-1], rows.dtype
-    alone = True
-    for t, (name, dims, side) in zip(inputs, _AXES):
-        if t is None:
-            continue
-        if t.dtype != dtype or not t.is_cpu:
-            raise TypeError(f"native kernels: expected {name} of {dtype} on the CPU, got {t.dtype} on {t.device}")
-        if dims and t.shape[-dims] != lengths[side]:
-            raise ValueError(f"native kernels: expected {name} of length {lengths[side]}, got shape {tuple(t.shape)}")
-        alone = alone and t.dim() == dims
-    if cols.shape[-1] != d or (left is not None and right is not None and left.shape[-1] != right.shape[-1]):
-        raise ValueError("native kernels: expected the same number of coordinates on both sides")
-    if listed is not None and any(t.dim() > max(dims, 1) for t, (_, dims, _) in zip(inputs, _AXES) if t is not None):
-        raise ValueError("native kernels: expected no batch axes with blocks")
-    if listed is not None and epsilon is not None and epsilon.dim() and epsilon.numel() != int(listed[0]):
-        raise ValueError(f"native kernels: expected {int(listed[0])} numbers epsilon, got {epsilon.numel()}")
-    shapes = [t.shape[: t.dim() - dims] for t, (_, dims, _) in zip(inputs, _AXES) if t is not None and not alone]
-    batch = torch.broadcast_shapes(*shapes) if shapes and listed is None else torch.Size()
-    kept, addresses, steps = [], [], []  # `kept` stays alive until the call is over
-    for t, (_, dims, _) in zip(inputs, _AXES):
-        step = 0
-        if t is not None:
-            t, step = (t.contiguous(), t.dim() - dims) if alone or listed is not None else _dense(t, batch, dims)
-            kept.append(t)
-        addresses.append(0 if t is None else t.data_ptr())
-        steps.append(step)
-    n, m = lengths
+    packed = blocks[0] if blocks else None
+    batch, arrays, steps = _aligned(inputs, packed)
+    n, m = rows.shape[-2], cols.shape[-2]
     k = 0 if vectors is None else vectors.shape[-1]
     r = 0 if left is None else left.shape[-1]
-    trailing = {_APPLY: (k,), _SLOPE: (d,)}.get(op, ())
-    out = torch.empty((*batch, n, *trailing), dtype=dtype)
+    trailing = {_APPLY: (k,), _SLOPE: (rows.shape[-1],)}.get(op, ())
+    out = rows.new_empty((*batch, n, *trailing))
     second = None  # the cost, or the index
     if op in (_CMIN, _MOMENTS):
-        second = torch.empty((*batch, n), dtype=dtype if op == _MOMENTS else torch.int64)
-    if out.numel() and m:
-        addresses += [out.data_ptr(), 0 if second is None else second.data_ptr()]
-        addresses.append(0 if listed is None else listed.data_ptr())
-        sizes = [batch.numel(), n, m, d, k, r, 0 if listed is None else listed.numel()]
-        threads = torch.get_num_threads()
-        assert _native is not None
-        _native.pairwise(op, KINDS.index(kind), dtype == torch.float64, sizes, addresses, steps, threads)
-    else:  # an empty minimum or sum
+        second = rows.new_empty((*batch, n), dtype=rows.dtype if op == _MOMENTS else torch.int64)
+    if not (out.numel() and m):  # an empty minimum or sum
         out.fill_(torch.inf if op in (_SOFTMIN, _CMIN) else 0)
         if second is not None:
             second.zero_()
+    elif rows.is_cuda or chosen() == "triton":
+        from . import triton_pairs  # which imports Triton
+
+        triton_pairs.run(op, kind, arrays, steps, batch.numel(), packed, out, second)
+    else:
+        sizes = [batch.numel(), n, m, rows.shape[-1], k, r, 0 if packed is None else packed.numel()]
+        addresses = [0 if t is None else t.data_ptr() for t in (*arrays, out, second, packed)]
+        threads = torch.get_num_threads()
+        assert _native is not None
+        _native.pairwise(op, KINDS.index(kind), rows.dtype == torch.float64, sizes, addresses, steps, threads)
     return (out,) if second is None else (out, second)
 
 
@@ -190,21 +209,21 @@ _library.define(f"matvec({_P}Tensor v, {_K}) -> Tensor")
 _Blocks = Tensor | None  # the last two arguments, which need not be there
 
 
-def _softmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
+def _softmin_call(rows: Tensor, cols: Tensor, h: Tensor, epsilon: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
     return _run(_SOFTMIN, kind, rows, cols, g=h, epsilon=epsilon, blocks=blocks)[0]
 
 
-def _cmin_cpu(rows: Tensor, cols: Tensor, h: Tensor, kind: str, *blocks: _Blocks) -> tuple[Tensor, ...]:
+def _cmin_call(rows: Tensor, cols: Tensor, h: Tensor, kind: str, *blocks: _Blocks) -> tuple[Tensor, ...]:
     return _run(_CMIN, kind, rows, cols, g=h, blocks=blocks)
 
 
-def _apply_cpu(
+def _apply_call(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, v: Tensor, kind: str, *blocks: _Blocks
 ) -> Tensor:
     return _run(_APPLY, kind, rows, cols, f=f, g=g, epsilon=epsilon, vectors=v, blocks=blocks)[0]
 
 
-def _weighted_apply_cpu(
+def _weighted_apply_call(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor, right: Tensor, v: Tensor,
     kind: str, *blocks: _Blocks,
 ) -> Tensor:  # fmt: skip
@@ -212,7 +231,7 @@ def _weighted_apply_cpu(
     return out[0]
 
 
-def _slope_cpu(
+def _slope_call(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, left: Tensor | None, right: Tensor | None,
     kind: str, *blocks: _Blocks,
 ) -> Tensor:  # fmt: skip
@@ -221,26 +240,27 @@ def _slope_cpu(
     return _run(_SLOPE, kind, rows, cols, f=f, g=g, epsilon=epsilon, left=left, right=right, blocks=blocks)[0]
 
 
-def _row_moments_cpu(
+def _row_moments_call(
     rows: Tensor, cols: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, term: Tensor, kind: str, *blocks: _Blocks
 ) -> tuple[Tensor, ...]:
     return _run(_MOMENTS, kind, rows, cols, f=f, g=g, epsilon=epsilon, term=term, blocks=blocks)
 
 
-def _matvec_cpu(rows: Tensor, cols: Tensor, v: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
+def _matvec_call(rows: Tensor, cols: Tensor, v: Tensor, kind: str, *blocks: _Blocks) -> Tensor:
     return _run(_MATVEC, kind, rows, cols, vectors=v.unsqueeze(-1), blocks=blocks)[0]
 
 
 for _name, _function in (
-    ("softmin", _softmin_cpu),
-    ("cmin", _cmin_cpu),
-    ("apply", _apply_cpu),
-    ("weighted_apply", _weighted_apply_cpu),
-    ("slope", _slope_cpu),
-    ("row_moments", _row_moments_cpu),
-    ("matvec", _matvec_cpu),
+    ("softmin", _softmin_call),
+    ("cmin", _cmin_call),
+    ("apply", _apply_call),
+    ("weighted_apply", _weighted_apply_call),
+    ("slope", _slope_call),
+    ("row_moments", _row_moments_call),
+    ("matvec", _matvec_call),
 ):
     _library.impl(_name, _function, "CPU")
+    _library.impl(_name, _function, "CUDA")
 
 softmin = torch.ops.brenier.softmin.default
 cmin = torch.ops.brenier.cmin.default

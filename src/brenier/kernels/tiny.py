@@ -4,8 +4,10 @@ One iteration fits the rows, then the columns, starting from v = 1:
 
     u_i = r_i / sum_j K_ij v_j,   v_j = c_j / sum_i K_ij u_i,   K = exp(S / epsilon).
 
-Two engines: the reference in plain torch works in the log domain on any device; the native one (`src/native/
-tiny_sinkhorn*`) solves 4 to 16 matrices side by side in the lanes of a vector, as `torch.library` operators.
+Three engines: the reference in plain torch works in the log domain on any device; the native one (`src/native/
+tiny_sinkhorn*`) solves 4 to 16 matrices side by side in the lanes of a vector; on a GPU, and in Triton's interpreter
+where that was asked for, `triton_tiny` solves some in the registers of each program, with implicit gradients only.
+The latter two are `torch.library` operators.
 
 | operator | result | derivatives |
 |---|---|---|
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from . import native as _pairwise
+from .build import chosen, triton_runs
 from .build import native as _native
-from .engine import _chosen
 
 __all__ = ["ADJOINTS", "MAX_SIZE", "scale"]
 
@@ -61,7 +63,7 @@ def scale(
     Time per matrix: n_iter n m; the implicit gradient adds n m min(n, m), the unrolled one 4 n_iter n m. The native
     engine keeps nothing but its arguments and P for the gradients.
     """
-    if not _serves(scores, epsilon, r, c):
+    if not _serves(adjoint, scores, epsilon, r, c):
         if adjoint == "implicit":
             return _Implicit.apply(scores, epsilon, r, c, n_iter, tol)
         return _iterate(scores, epsilon, r, c, n_iter, tol)
@@ -75,24 +77,43 @@ def scale(
     return out[0].reshape(scores.shape), out[1].reshape(batch), out[2].reshape(batch)
 
 
-def _serves(scores: Tensor, *others: Tensor | None) -> bool:
-    """Whether the native engine takes this call."""
-    choice = _chosen()
-    if choice == "reference":
+_GPU_SIZE = 64
+"""The longest side that Triton's kernels take: a larger matrix does not fit the registers of a program."""
+
+
+def _serves(adjoint: str, scores: Tensor, *others: Tensor | None) -> bool:
+    """Whether a fused engine takes this call."""
+    name = chosen()
+    if name == "reference":
         return False
     tensors = [scores, *(t for t in others if t is not None)]
+    by_triton = name == "triton" or (name == "auto" and scores.is_cuda)
+    size = _GPU_SIZE if by_triton else MAX_SIZE
+    if by_triton:
+        here = triton_runs(scores) and (adjoint == "implicit" or not _recorded(*tensors))
+    else:
+        here = scores.is_cpu and _pairwise.available()
     serves = (
-        _pairwise.available()
+        here
         and scores.dtype in _pairwise.DTYPES
-        and max(scores.shape[-2:]) <= MAX_SIZE
-        and all(t.dtype == scores.dtype and t.is_cpu for t in tensors)
+        and max(scores.shape[-2:]) <= size
+        and all(t.dtype == scores.dtype and t.device == scores.device for t in tensors)
     )
-    if choice == "native" and not serves:
+    if name in ("native", "triton") and not serves:
+        where = (
+            "Triton, tensors on a GPU (or on a CPU, with TRITON_INTERPRET=1), implicit gradients"
+            if by_triton
+            else "a compiled extension, tensors on a CPU"
+        )
         raise RuntimeError(
-            f"use_engine('native'): expected a compiled extension, float32 or float64 tensors on a CPU and sides up to "
-            f"{MAX_SIZE}, got {scores.dtype} of shape {tuple(scores.shape)} on {scores.device}. Use 'auto'."
+            f"use_engine({name!r}): expected {where}, float32 or float64 and sides up to {size}, got {scores.dtype} of "
+            f"shape {tuple(scores.shape)} on {scores.device}, {adjoint} gradients. Use 'auto'."
         )
     return serves
+
+
+def _recorded(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 # The reference
@@ -259,15 +280,27 @@ def _run(
         raise ValueError("tiny_sinkhorn: expected one epsilon, or one for each matrix")
     inputs = (scores, epsilon, r, c, plan, grad)
     for t in inputs:
-        if t is not None and (t.dtype != scores.dtype or not t.is_cpu):
-            raise TypeError(f"tiny_sinkhorn: expected {scores.dtype} on the CPU, got {t.dtype} on {t.device}")
+        if t is not None and (t.dtype != scores.dtype or t.device != scores.device):
+            raise TypeError(f"tiny_sinkhorn: expected {scores.dtype} on {scores.device}, got {t.dtype} on {t.device}")
     if not count:
         return
     packed = [_dense(t) for t in (epsilon, r, c)]
     whole = [None if t is None else t.contiguous() for t in (scores, plan, grad)]
+    steps = [step for _, step in packed]
+    if scores.is_cuda or chosen() == "triton":
+        from . import triton_tiny  # which imports Triton
+
+        dense, (epsilon_, r_, c_) = [t for t in whole if t is not None], [t for t, _ in packed]
+        assert epsilon_ is not None
+        if op == _FORWARD:
+            triton_tiny.scale(dense[0], epsilon_, r_, c_, steps, n_iter, tol, outputs)
+        elif op == _IMPLICIT:
+            triton_tiny.gradient(dense[1], dense[2], epsilon_, steps[0], r is not None, outputs)
+        else:
+            raise ValueError("tiny_sinkhorn: expected implicit gradients on a GPU, got unrolled ones")
+        return
     arrays = (whole[0], *(t for t, _ in packed), *whole[1:], *outputs)  # kept alive until the call is over
     addresses = [0 if t is None or not t.numel() else t.data_ptr() for t in arrays]
-    steps = [step for _, step in packed]
     assert _native is not None
     wide = scores.dtype == torch.float64
     _native.tiny_sinkhorn(op, wide, [count, n, m, n_iter], tol, addresses, steps, torch.get_num_threads())
@@ -294,7 +327,7 @@ def _gradient_fake(
     return scores.new_empty(scores.shape), d_r, d_c
 
 
-def _forward_cpu(
+def _forward_call(
     scores: Tensor, epsilon: Tensor, r: Tensor | None, c: Tensor | None, n_iter: int, tol: float, adjoint: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = _forward_fake(scores, epsilon, r, c, n_iter, tol, adjoint)
@@ -302,7 +335,7 @@ def _forward_cpu(
     return out
 
 
-def _gradient_cpu(
+def _gradient_call(
     scores: Tensor,
     epsilon: Tensor,
     r: Tensor | None,
@@ -320,11 +353,12 @@ def _gradient_cpu(
     return out if r is None else (out[0], *_centred(out[1], out[2]))
 
 
-for _name, _cpu, _fake in (
-    ("tiny_sinkhorn", _forward_cpu, _forward_fake),
-    ("tiny_sinkhorn_gradient", _gradient_cpu, _gradient_fake),
+for _name, _call, _fake in (
+    ("tiny_sinkhorn", _forward_call, _forward_fake),
+    ("tiny_sinkhorn_gradient", _gradient_call, _gradient_fake),
 ):
-    _library.impl(_name, _cpu, "CPU")
+    _library.impl(_name, _call, "CPU")
+    _library.impl(_name, _call, "CUDA")
     torch.library.register_fake(f"brenier::{_name}", _fake, lib=_library)
 
 tiny_sinkhorn = torch.ops.brenier.tiny_sinkhorn.default
