@@ -50,8 +50,8 @@ from ._text import brown_corpus as brown_corpus
 from ._text import python_topics as python_topics
 
 __all__ = [
-    "CausalLM",
     "BloodCells",
+    "CausalLM",
     "ColourPhotographs",
     "DataUnavailable",
     "DatasetInfo",
