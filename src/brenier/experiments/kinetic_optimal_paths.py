@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import data
-from ..flows import VP, CondOT, GaussianPath, Trigonometric, sample_ode
+from ..flows import VP, CondOT, FlowMatching, GaussianPath, Trigonometric, sample_ode
 from ..losses import energy_distance, gaussian_wasserstein
 from ..systems.generative.kinetic_optimal_paths import (
     DataSeparation,
@@ -29,6 +29,7 @@ from ..systems.generative.kinetic_optimal_paths import (
     kinetic_energy,
     kinetic_optimal_path,
 )
+from .flow_models import Perceptron, seeded, trained_judge
 from .report import Claim, Report, Table
 from .runner import Config, Run
 
@@ -83,7 +84,7 @@ PRESETS = {
     "quick": KineticConfig(
         "quick", (100, 101), n_data=1500, n_theta=33, n_queries=300, n_samples=500, train_seeds=1, train_steps=2000
     ),
-    "full": KineticConfig("full", (100, 101, 102), image_steps=1500),
+    "full": KineticConfig("full", tuple(range(110, 115)), image_steps=1500),
 }
 
 _Run = Run[KineticConfig]
@@ -124,10 +125,6 @@ def run(config: KineticConfig, log: Log = lambda line: None) -> Report:
     return report
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _chosen(pool: NDArray[np.uint8], n: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
     """Two disjoint draws of n images, pooled to side x side, in float32."""
     index = np.random.default_rng(seed).permutation(len(pool))[: 2 * n]
@@ -157,7 +154,7 @@ def _known(run: _Run) -> None:
     seed = config.seeds[0]
     n = config.n_data
 
-    standard = torch.randn(n, 2, generator=_generator(seed), dtype=torch.float64)
+    standard = torch.randn(n, 2, generator=seeded(seed), dtype=torch.float64)
     found = _separation(run, standard, seed + 1)
     gaussian = DataSeparation.from_callable(lambda s: s.square() / (1 + s.square()))
     ratio = kinetic_energy(kinetic_optimal_path(gaussian), gaussian) / kinetic_energy(CondOT(), gaussian)
@@ -171,7 +168,7 @@ def _known(run: _Run) -> None:
     ]
 
     eigenvalues = torch.tensor([2.4, 1.0, 0.4, 0.2], dtype=torch.float64)
-    correlated = torch.randn(n, 4, generator=_generator(seed + 2), dtype=torch.float64) * eigenvalues.sqrt()
+    correlated = torch.randn(n, 4, generator=seeded(seed + 2), dtype=torch.float64) * eigenvalues.sqrt()
     found = _separation(run, correlated, seed + 3)
     expected = DataSeparation.gaussian(eigenvalues, n_theta=config.n_theta)
     report.claims.append(
@@ -191,8 +188,8 @@ def _known(run: _Run) -> None:
         Claim.at_most("(A3) lambda = 1: difference of the energy to 2", abs(straight.energy - 2), 1e-6),
     ]
 
-    far = torch.randn(10, 10_000, generator=_generator(seed + 4), dtype=torch.float64)
-    apart = DataSeparation.estimate(far, n_theta=401, n_queries=10, generator=_generator(seed + 5))
+    far = torch.randn(10, 10_000, generator=seeded(seed + 4), dtype=torch.float64)
+    apart = DataSeparation.estimate(far, n_theta=401, n_queries=10, generator=seeded(seed + 5))
     report.claims.append(
         Claim.at_most("(A4) 10 points in 10,000 dimensions: integral of 1 - lambda", apart.deficit(), 3 * 10 / 100)
     )
@@ -284,7 +281,7 @@ def _falling(values: list[float]) -> float:
 def _separation(run: _Run, x: Tensor, seed: int, held_out: Tensor | None = None) -> DataSeparation:
     config = run.config
     return DataSeparation.estimate(
-        x, n_theta=config.n_theta, n_queries=config.n_queries, held_out=held_out, generator=_generator(seed)
+        x, n_theta=config.n_theta, n_queries=config.n_queries, held_out=held_out, generator=seeded(seed)
     )
 
 
@@ -344,12 +341,12 @@ def _few_steps(run: _Run, pool: NDArray[np.uint8] | None) -> None:
         for which in sets:
             run.log(f"(C) seed {seed}: {which}")
             if pool is None or which == "checkerboard":
-                raw = _checkerboard(config.n_data, _generator(seed))
+                raw = _checkerboard(config.n_data, seeded(seed))
             else:
                 raw = _chosen(pool, config.n_data, int(which[-1]), seed)[0].flatten(1).double()
             _, path = _fitted(run, raw, seed)
             points = path.scaling.normalize(raw)
-            x0 = torch.randn(config.n_samples, points.shape[1], generator=_generator(seed + 1000), dtype=torch.float64)
+            x0 = torch.randn(config.n_samples, points.shape[1], generator=seeded(seed + 1000), dtype=torch.float64)
             schedules: dict[str, GaussianPath] = {**_RIVALS, "KO": path}
             for key, schedule in schedules.items():
                 for steps in _STEPS:
@@ -388,38 +385,20 @@ def _few_steps(run: _Run, pool: NDArray[np.uint8] | None) -> None:
 # -- (D) a trained model --------------------------------------------------------------------------------------
 
 
-class _Network(nn.Module):
-    """A velocity in the plane: four hidden layers of 128."""
-
-    def __init__(self, d: int = 2, width: int = 128) -> None:
-        super().__init__()
-        sizes = (d + 1, *[width] * 4)
-        layers = [part for i, o in itertools.pairwise(sizes) for part in (nn.Linear(i, o), nn.SiLU())]
-        self.net = nn.Sequential(*layers, nn.Linear(width, d))
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = self.net(torch.cat([z, t.unsqueeze(1)], 1))
-        return out
-
-
 def _train(
     model: nn.Module,
     path: GaussianPath,
     draw: Callable[[], Tensor],
     steps: int,
     generator: torch.Generator,
-    rate: float = 1e-3,
 ) -> None:
-    """Flow matching along a path, the learning rate falling as a cosine."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    """Flow matching along a path by Adam at a rate of 1e-3, which falls along a cosine."""
+    matching = FlowMatching(path, generator=generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    begin, end = path.span
     for _ in range(steps):
         x1 = draw()
-        x0 = torch.randn(x1.shape, generator=generator)
-        t = begin + (end - begin) * torch.rand(len(x1), generator=generator)
-        x_t, u_t = path.sample(x0, x1, t)
-        loss = (model(x_t, t) - u_t).square().mean()
+        loss, _ = matching(model, torch.randn(x1.shape, generator=generator), x1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -431,23 +410,23 @@ def _trained(run: _Run) -> None:
     names = ("Cond-OT", "KO")
     found: dict[tuple[str, int], list[float]] = {(key, steps): [] for key in names for steps in _TRAINED_STEPS}
     for seed in config.seeds[: config.train_seeds]:
-        raw = _checkerboard(config.n_data, _generator(seed))
+        raw = _checkerboard(config.n_data, seeded(seed))
         _, path = _fitted(run, raw, seed)
         points = path.scaling.normalize(raw).float()
-        fresh = path.scaling.normalize(_checkerboard(config.n_data, _generator(seed + 2000)))
+        fresh = path.scaling.normalize(_checkerboard(config.n_data, seeded(seed + 2000)))
         schedules: dict[str, GaussianPath] = {"Cond-OT": CondOT(), "KO": path}
         for key, schedule in schedules.items():
             run.log(f"(D) seed {seed}: {key}")
-            generator = _generator(seed + 3000)
+            generator = seeded(seed + 3000)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = _Network()
+                model = Perceptron(2, 128, 4)
 
             def draw(points: Tensor = points, generator: torch.Generator = generator) -> Tensor:
                 return points[torch.randint(len(points), (512,), generator=generator)]
 
             _train(model, schedule, draw, config.train_steps, generator)
-            x0 = torch.randn(config.n_data, 2, generator=_generator(seed + 4000))
+            x0 = torch.randn(config.n_data, 2, generator=seeded(seed + 4000))
             with torch.no_grad():
                 for steps in _TRAINED_STEPS:
                     times = torch.linspace(*schedule.span, steps + 1)
@@ -516,26 +495,9 @@ class _UNet(nn.Module):
         return out.squeeze(1)
 
 
-class _Classifier(nn.Module):
-    """A small CNN; the features of the Fréchet distance are what its last layer reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
-            *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU()),
-        )
-        self.last = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.features(x.unsqueeze(1)))
-        return out
-
-
 def _images(run: _Run, images: data.SplitImages) -> None:
     config, report = run.config, run.report
     seed, n = config.seeds[0], config.n_images
-    generator = _generator(seed + 5000)
     x, _ = _chosen(images.train, 20_000, 14, seed)
     index = np.random.default_rng(seed).permutation(len(images.train))[:20_000]
     labels = torch.from_numpy(images.train_labels[index])
@@ -544,18 +506,12 @@ def _images(run: _Run, images: data.SplitImages) -> None:
     x = scaling.normalize(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier, weights = _Classifier(), _UNet().state_dict()
+        weights = _UNet().state_dict()
     run.log("(E) the features")
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
-    for _ in range(1500):
-        chosen = torch.randint(len(x), (128,), generator=generator)
-        loss = functional.cross_entropy(classifier(x[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    judge = trained_judge(x, labels, 14, seed)
     test = _chosen(images.test, n, 14, seed)[0]
     with torch.no_grad():
-        real = classifier.features(scaling.normalize(test).unsqueeze(1)).double()
+        real = judge.features(scaling.normalize(test)).double()
     table: Table = report.table(
         f"(E) Fréchet distance in features of a small CNN, {n} samples of 14 x 14, U-Nets after {config.image_steps} "
         "steps of Adam, one seed; report only",
@@ -566,17 +522,17 @@ def _images(run: _Run, images: data.SplitImages) -> None:
         run.log(f"(E) {key}")
         model = _UNet()
         model.load_state_dict(weights)
-        generator = _generator(seed + 6000)
+        generator = seeded(seed + 6000)
 
         def draw(generator: torch.Generator = generator) -> Tensor:
             return x[torch.randint(len(x), (64,), generator=generator)]
 
         _train(model, schedule, draw, config.image_steps, generator)
         cells = []
-        x0 = torch.randn(n, 14, 14, generator=_generator(seed + 7000))
+        x0 = torch.randn(n, 14, 14, generator=seeded(seed + 7000))
         with torch.no_grad():
             for steps in _IMAGE_STEPS:
                 times = torch.linspace(*schedule.span, steps + 1)
                 samples = torch.cat([sample_ode(model, part, times=times) for part in x0.split(500)])
-                cells.append(float(gaussian_wasserstein(classifier.features(samples.unsqueeze(1)).double(), real)))
+                cells.append(float(gaussian_wasserstein(judge.features(samples).double(), real)))
         table.add(key, *cells)

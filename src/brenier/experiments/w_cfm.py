@@ -7,7 +7,6 @@ CelebA and ImageNet runs need Inception features and days of a GPU, and are out 
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import warnings
@@ -37,6 +36,7 @@ from ..flows import (
 from ..losses import gaussian_wasserstein
 from ..problem import Relative
 from ..systems.generative.w_cfm import Calibration, WeightedCFM, marginal_tilt
+from .flow_models import Judge, Perceptron, seeded, trained_judge
 from .report import Claim, Report
 from .runner import Config, Run
 
@@ -158,7 +158,7 @@ def _circle(parts: _Run) -> None:
     angle = 2 * math.pi * torch.arange(config.circle, dtype=torch.float64) / config.circle
     circle = torch.stack([angle.cos(), angle.sin()], 1)
     turned = torch.stack([(angle + 0.3).cos(), (angle + 0.3).sin()], 1)
-    generator = torch.Generator().manual_seed(config.seeds[0])
+    generator = seeded(config.seeds[0])
     x, y = torch.randn(2, config.circle, 2, generator=generator, dtype=torch.float64)
     epsilons = (0.1, 0.5, 2.0)
     columns = tuple(f"epsilon {epsilon:g}" for epsilon in epsilons)
@@ -216,18 +216,8 @@ def _normal(n: int, generator: torch.Generator) -> Tensor:
     return torch.randn(n, 2, generator=generator)
 
 
-class _PlaneNetwork(nn.Module):
-    """Three layers of 64 on the point and the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        sizes = (3, 64, 64, 64)
-        layers = [part for k, m in itertools.pairwise(sizes) for part in (nn.Linear(k, m), nn.SELU())]
-        self.layers = nn.Sequential(*layers, nn.Linear(64, 2))
-
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = self.layers(torch.cat([z, t.unsqueeze(1)], 1))
-        return out
+def _plane_network() -> nn.Module:
+    return Perceptron(2, 64, 3, nn.SELU)
 
 
 class _InParts(Coupling):
@@ -299,7 +289,7 @@ class _Fresh:
 
 def _pairs(method: _Method, source: Law, target: Law, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Source samples and data for each step."""
-    first, second = (torch.Generator().manual_seed(10 * seed + k) for k in (0, 1))
+    first, second = (seeded(10 * seed + k) for k in (0, 1))
     if method.pool is None or method.coupling is None:
         for _ in range(steps):
             yield source(method.batch, first), target(method.batch, second)
@@ -323,7 +313,7 @@ def _trained(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = network()
-    loss = method.loss(torch.Generator().manual_seed(10 * seed + 2))
+    loss = method.loss(seeded(10 * seed + 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decay else None
     ess: list[float] = []
@@ -356,7 +346,7 @@ class _Judged:
 
 
 def _judged(flow: _Flow, source: Law, target: Law, config: WCFMConfig, seed: int, squared: float) -> _Judged:
-    generator = torch.Generator().manual_seed(10 * seed + 3)
+    generator = seeded(10 * seed + 3)
     x0, fresh = source(config.points, generator), target(config.points, generator)
     with torch.no_grad():
         far, near = (_w2(sample_ode(flow.model, x0, steps=steps), fresh) for steps in (100, 4))
@@ -374,11 +364,11 @@ def _plane(parts: _Run) -> None:
         found: dict[str, list[_Judged]] = {method.name: [] for method in methods}
         first: dict[str, nn.Module] = {}
         for seed in config.seeds:
-            generator = torch.Generator().manual_seed(10 * seed + 4)
+            generator = seeded(10 * seed + 4)
             squared = _w2(source(config.reference, generator), target(config.reference, generator)) ** 2
             for method in methods:
                 parts.log(f"(B) {task}, seed {seed}, {method.name}")
-                flow = _trained(method, _PlaneNetwork, source, target, config.steps, seed)
+                flow = _trained(method, _plane_network, source, target, config.steps, seed)
                 found[method.name].append(_judged(flow, source, target, config, seed, squared))
                 first.setdefault(method.name, flow.model)
         columns = ("W2, 100 steps", "W2, 4 steps", "NPE", "seconds of training", "share of pairs that counts")
@@ -410,7 +400,7 @@ def _plane_claims(report: Report, found: dict[str, list[_Judged]]) -> None:
 def _plane_figures(parts: _Run, found: dict[str, list[_Judged]], models: dict[str, nn.Module], source: Law) -> None:
     config, report = parts.config, parts.report
     shown = (_PLAIN, _OT, _weighted(2.0), _weighted(0.5))
-    x0 = source(200, torch.Generator().manual_seed(1))
+    x0 = source(200, seeded(1))
     figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), sharex=True, sharey=True)
     for ax, name in zip(axes, shown):
         with torch.no_grad():
@@ -442,37 +432,8 @@ class _Pictures:
     train_labels: Tensor
     test: Tensor  # (m, d)
     side: int
-    judge: _Judge
+    judge: Judge
     features: Tensor  # (m, 64) of the test images
-
-
-class _Judge(nn.Module):
-    """A small network whose last hidden layer is what images are compared by."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(32 * (side // 4) ** 2, 64),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def features(self, x: Tensor) -> Tensor:
-        """Points (n, d) as features (n, 64)."""
-        out: Tensor = self.body(x.reshape(-1, 1, self.side, self.side))
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.features(x))
-        return out
 
 
 class _ImageNetwork(nn.Module):
@@ -525,20 +486,8 @@ def _loaded(parts: _Run) -> _Pictures:
 def _with_judge(
     parts: _Run, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, side: int
 ) -> _Pictures:
-    config = parts.config
     parts.log("(C) the network that judges")
-    generator = torch.Generator().manual_seed(config.seeds[0])
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seeds[0])
-        judge = _Judge(side)
-    optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3)
-    for _ in range(2):
-        for index in torch.randperm(len(train), generator=generator).split(128):
-            value = functional.cross_entropy(judge(train[index]), train_labels[index])
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-    judge.eval()
+    judge = trained_judge(train, train_labels, side, parts.config.seeds[0])
     with torch.no_grad():
         accuracy = float((judge(test).argmax(1) == test_labels).double().mean())
         features = judge.features(test)
@@ -580,7 +529,7 @@ def _image_flow(parts: _Run, pictures: _Pictures, method: _Method, seed: int) ->
 
     network = lambda: _ImageNetwork(d, config.width)  # noqa: E731
     flow = _trained(method, network, source, target, config.image_steps, seed, decay=True)
-    x0 = source(config.generated, torch.Generator().manual_seed(10 * seed + 3))
+    x0 = source(config.generated, seeded(10 * seed + 3))
     frechet = {}
     with torch.no_grad():
         for steps in _STEPS:
@@ -598,7 +547,7 @@ def _images(parts: _Run) -> None:
     config, report = parts.config, parts.report
     pictures = _loaded(parts)
     d = pictures.train.shape[1]
-    generator = torch.Generator().manual_seed(config.seeds[0])
+    generator = seeded(config.seeds[0])
     some = pictures.train[torch.randperm(len(pictures.train), generator=generator)[: config.samples]]
     parts.log("(D) calibration")
     begin = time.perf_counter()
@@ -688,7 +637,7 @@ def _tilted(parts: _Run, pictures: _Pictures, epsilon: float) -> float:
     """The Fréchet distance that weights cause by what they do to the data, whatever is trained."""
     config = parts.config
     some = pictures.train[: config.generated]
-    noise = torch.randn(config.samples, some.shape[1], generator=torch.Generator().manual_seed(config.seeds[0]))
+    noise = torch.randn(config.samples, some.shape[1], generator=seeded(config.seeds[0]))
     mass = marginal_tilt(some, noise, epsilon, log=True).double().softmax(0)
     with torch.no_grad():
         features = pictures.judge.features(some).double()
