@@ -1,10 +1,10 @@
 """Many small problems at once: brenier against POT, OTT under vmap, and batched Sinkhorn in torch, plain and compiled.
 
 Squared Euclidean costs between Gaussian clouds in three dimensions, uniform weights, float64, epsilon = 0.05 x mean
-cost of all problems; one process, --threads for all. Every candidate runs until all marginal errors sum_i |P1 - a|_i and
-sum_j |P^T 1 - b|_j are below 1e-6, or to its limit of iterations; the share of problems that got there, recomputed in
-float64 from the potentials or the plan, stands beside the time. Where a rival did not solve all of them, its time
-is a lower bound of what the same answer would take.
+cost of all problems; one process, --threads for all. Every candidate runs until all marginal errors sum_i |P1 - a|_i
+and sum_j |P^T 1 - b|_j are below 1e-6, or to its limit of iterations; the share of problems that got there, recomputed
+in float64 from the potentials or the plan, stands beside the time. Where a rival did not solve all of them, its time is
+a lower bound of what the same answer would take.
 
 * `batch`: 1,024 problems of 64 x 64.
 * `ragged`: 500 clouds of 50 to 2,000 points. Rivals take every k-th problem only (`--every`), and ours takes these
