@@ -85,7 +85,8 @@ def _grow(
     n, size = len(x), len(x) + len(y)
     order = np.argsort(np.concatenate([x, y]), kind="stable")  # on a tie, x first
     of_x = order < n
-    is_x, rank, before = of_x.tolist(), order.tolist(), (np.cumsum(of_x) - of_x).tolist()
+    is_x, rank = of_x.tolist(), order.tolist()
+    before: list[int] = (np.cumsum(of_x) - of_x).tolist()
     prev, after = list(range(-1, size - 1)), list(range(1, size + 1))  # neighbours among those left out
 
     def rise(left: int, right: int) -> float:

@@ -149,7 +149,7 @@ def _priced_alike(problem: Problem) -> bool:
     prices = [_price(p, side) for p, side in zip((left, right), problem.sides)]
     if not all(p is None or bool(((p == p[..., :1]) & torch.isfinite(p)).all()) for p in prices):
         return False
-    for marginal, own, other in ((left, *prices), (right, *prices[::-1])):
+    for marginal, own, other in ((left, prices[0], prices[1]), (right, prices[1], prices[0])):
         # mass made at a point, at its price, could serve what would otherwise stay on the other side
         if isinstance(marginal, TV) and (own is None or other is None or bool((own[..., 0] < other[..., 0]).any())):
             return False
@@ -251,8 +251,8 @@ def _path(
         refuse("cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost.")
     pairs = torch.full((count,), min(n, m)) if pairs is None else pairs.cpu()
     price = torch.full((count,), torch.inf, dtype=torch.float64) if price is None else price.cpu()
-    at = [t.cpu().contiguous().numpy() for t in (x, y)]
-    found = partial_paths(*at, p, pairs=pairs.numpy(), price=price.contiguous().numpy(), engine=engine)
+    u, v = (t.cpu().contiguous().numpy() for t in (x, y))
+    found = partial_paths(u, v, p, pairs=pairs.numpy(), price=price.contiguous().numpy(), engine=engine)
     step_x, step_y, rises = (torch.from_numpy(t).to(x.device) for t in found)
     return step_x, step_y, rises
 
@@ -274,7 +274,7 @@ def _levels(
         over = torch.where(full, (left + right - torch.where(full, last, 0)) / 2, 0)
         return left - over, right - over
     following = torch.nn.functional.pad(rises, (0, 1), value=torch.inf).gather(-1, k.unsqueeze(-1))
-    level = torch.where(torch.isfinite(following), (last + following) / 2, last)
+    level = torch.minimum((last + following) / 2, 2 * last)  # not too large, either
     level = torch.where(rest.unsqueeze(-1) > 0, following, level)
     if left is not None:
         return left, level - left
@@ -342,7 +342,7 @@ def _potentials(grown: _Grown) -> tuple[Tensor, Tensor]:
     f = ahead + (f - ahead).cummin(-1).values
     f = torch.where(inside, f, torch.inf)
     f = (f + back).flip(-1).cummin(-1).values.flip(-1) - back
-    f = torch.maximum(f, cost - grown.stay_y)  # but for rounding it is
+    f = torch.minimum(torch.maximum(f, cost - grown.stay_y), grown.stay_x)  # but for rounding it is so
     g = torch.minimum(cost - f, grown.stay_y)
     stay_x, stay_y = grown.stay_x.expand_as(x), grown.stay_y.expand_as(y)
     return _placed(f, rows, inside, stay_x), _placed(g, cols, inside, stay_y)
