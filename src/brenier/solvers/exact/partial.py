@@ -146,7 +146,7 @@ def _priced_alike(problem: Problem) -> bool:
     left, right = problem.marginals
     if not all(isinstance(p, Exact | Partial | Slack | TV) for p in (left, right)):
         return False
-    prices = [_price(p, side) for p, side in zip((left, right), problem.sides)]
+    prices = [_price(p, side) for p, side in zip((left, right), _sides(problem))]
     if not all(p is None or bool(((p == p[..., :1]) & torch.isfinite(p)).all()) for p in prices):
         return False
     for marginal, own, other in ((left, prices[0], prices[1]), (right, prices[1], prices[0])):
@@ -154,6 +154,11 @@ def _priced_alike(problem: Problem) -> bool:
         if isinstance(marginal, TV) and (own is None or other is None or bool((own[..., 0] < other[..., 0]).any())):
             return False
     return True
+
+
+def _sides(problem: Problem) -> tuple[Side, Side]:
+    """The weights of both sides; without their logarithms, which nothing here needs."""
+    return Side(problem.a, problem.a), Side(problem.b, problem.b)
 
 
 def _price(marginal: Marginal, side: Side) -> Tensor | None:
@@ -198,7 +203,7 @@ def _grown(problem: Problem, engine: str = "auto") -> _Grown:
     h, p, x, y = _lines(problem.geometry, problem.batch_shape)
     (x, order_x), (y, order_y) = ordered(x), ordered(y)
     (n, m), unit = problem.shape, problem.a[..., :1].reshape(-1, 1)
-    demands = list(zip(problem.marginals, problem.sides))
+    demands = list(zip(problem.marginals, _sides(problem)))
     totals = [marginal.total(side) for marginal, side in demands]
     prices = (_price(marginal, side) for marginal, side in demands)
     left, right = (None if t is None else t[..., :1].reshape(-1, 1) for t in prices)
@@ -471,7 +476,7 @@ def partial_line_cost(
         moved_x = moved_x + mass * (grown.step_x <= k.unsqueeze(-1))
         moved_y = moved_y + mass * (grown.step_y <= k.unsqueeze(-1))
     value = value.reshape(batch)
-    for marginal, side, moved in zip(problem.marginals, problem.sides, (moved_x, moved_y)):
+    for marginal, side, moved in zip(problem.marginals, _sides(problem), (moved_x, moved_y)):
         # by rank, which is all the same where all points of a side are alike
         value = value + marginal.penalty(moved.to(x).reshape(*batch, -1), side)
     return value
