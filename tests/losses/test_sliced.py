@@ -240,6 +240,9 @@ def test_limits_of_soft_marginals() -> None:
         torch.testing.assert_close(soft.per_direction, balanced.per_direction)
     none = sliced_wasserstein(x, y, marginals=Slack(0.0), directions=theta)
     assert float(none.value) == 0.0
+    paid = sliced_wasserstein(x, y, marginals=Slack(-1.0), directions=theta)  # two points each of which earns one
+    assert float(paid.value) == pytest.approx(-2.0)
+    assert tuple(map(float, paid.interval())) == pytest.approx((-2.0, -2.0))
 
 
 def test_outliers_stay_behind() -> None:

@@ -46,12 +46,12 @@ _REPLICATES = 16  # independent groups of directions at least, where there are e
 
 @dataclass(frozen=True)
 class SlicedEstimate:
-    """A mean of W_p^p over random directions, and how sure it is.
+    """A mean of W_p^p, or of a partial or unbalanced cost, over random directions, and how sure it is.
 
     Attributes:
         value: the estimate, (*batch,); differentiable.
         standard_error: of the value, (*batch,); NaN where a single group of directions leaves nothing to compare.
-        per_direction: W_p^p in each direction, (*batch, k).
+        per_direction: the cost in each direction, (*batch, k).
         directions: (k, q), what the projection takes.
         replicates: independent groups of directions whose means were compared.
         p: the power.
@@ -79,7 +79,8 @@ class SlicedEstimate:
             refuse("level", "a number between 0 and 1", repr(level))
         reach = float(stdtrit(max(1, self.replicates - 1), (1 + level) / 2)) * self.standard_error
         value = self.value.detach()
-        return (value - reach).clamp(min=0), value + reach
+        low = value - reach
+        return torch.where((self.per_direction < 0).any(-1), low, low.clamp(min=0)), value + reach
 
 
 # -- directions and projections ----------------------------------------------------------------------------------
