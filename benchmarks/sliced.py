@@ -1,5 +1,7 @@
 """Transport on the line and sliced transport: brenier against POT and SciPy.
 
+Partial transport: all numbers of pairs on the line, beside POT's own path and its network simplex for one number.
+
 Same inputs, same directions, one process, one thread. Each line tells the time of each candidate (the least of several
 rounds, which take turns), the ratio, and the largest relative difference of the values. POT runs on its NumPy backend
 for values and on its torch backend for values with gradients. SciPy takes one pair at a time, and p = 1 only.
@@ -19,8 +21,15 @@ import ot  # noqa: E402
 import scipy.stats  # noqa: E402
 import torch  # noqa: E402
 
+from brenier import Partial  # noqa: E402
 from brenier.costs import Arc  # noqa: E402
-from brenier.losses import circle_cost, line_cost, random_directions, sliced_wasserstein  # noqa: E402
+from brenier.losses import (  # noqa: E402
+    circle_cost,
+    line_cost,
+    partial_line_path,
+    random_directions,
+    sliced_wasserstein,
+)
 
 
 def compare(label, candidates, rounds):
@@ -126,16 +135,60 @@ def circle(batch, n, rounds, generator):
         )
 
 
+def partial(n, m, p, shift, rounds, generator):
+    """The least costs of all numbers of pairs; of one number by the simplex, where the matrix is small."""
+    x = torch.randn(n, generator=generator, dtype=torch.float64)
+    y = torch.randn(m, generator=generator, dtype=torch.float64) + shift
+    label = f"partial path, ({n}, {m}) {shift} apart, p = {p}, float64"
+    compare(
+        label,
+        {
+            "brenier": lambda: partial_line_path(x, y, cost=p).costs,
+            "POT": lambda: torch.as_tensor(ot.partial.partial_wasserstein_1d(x.numpy(), y.numpy(), p=p)[2]).cumsum(0),
+        },
+        rounds,
+    )
+    if n * m > 1_000_000:
+        return
+    one, other = torch.ones(n).double().numpy(), torch.ones(m).double().numpy()
+    cost, k = ((x[:, None] - y).abs() ** p).numpy(), min(n, m) // 2
+    compare(
+        f"{label}, {k} pairs",
+        {
+            "brenier": lambda: partial_line_path(x, y, cost=p).costs[k - 1],
+            "POT, simplex": lambda: ot.partial.partial_wasserstein2(one, other, cost, m=k),
+        },
+        rounds,
+    )
+
+
+def sliced_partial(n, d, count, rounds, generator):
+    """The mean over directions of what half of the points cost."""
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    y = torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.5
+    theta, _ = random_directions(count, d, generator=generator, sampler="gaussian")
+
+    def pot():
+        on_line = ((x @ t).numpy() for t in theta), ((y @ t).numpy() for t in theta)
+        costs = [sum(ot.partial.partial_wasserstein_1d(u, v, n // 2, p=2)[2]) for u, v in zip(*on_line)]
+        return sum(costs) / n / count
+
+    label = f"sliced, half of ({n}, {n}) in {d}, {count} directions, float64"
+    ours = {"brenier": lambda: sliced_wasserstein(x, y, marginals=Partial(0.5), directions=theta).value}
+    compare(label, {**ours, "POT, a loop": pot}, rounds)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--partial", action="store_true", help="partial transport only")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     cut = 10 if args.quick else 1
     print("| problem | rival | brenier, ms | rival, ms | ratio | relative difference |")
     print("|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.float64):
+    for dtype in () if args.partial else (torch.float32, torch.float64):
         for p in (1, 2):
             line(256, 2000 // cut, 2000 // cut, False, p, dtype, args.rounds, generator)
             line(256, 2000 // cut, 1500 // cut, False, p, dtype, args.rounds, generator)
@@ -143,7 +196,13 @@ def main():
         line(1, 1_000_000 // cut, 1_000_000 // cut, False, 1, dtype, args.rounds, generator)
         sliced(5000 // cut, 5000 // cut, 3, 128, dtype, args.rounds, generator)
         sliced(5000 // cut, 4000 // cut, 64, 128, dtype, args.rounds, generator)
-    circle(64, 1000 // cut, args.rounds, generator)
+    if not args.partial:
+        circle(64, 1000 // cut, args.rounds, generator)
+    for p in (1, 2):
+        partial(500, 400, p, 0, args.rounds, generator)
+        for shift in (0, 10):
+            partial(20_000 // cut, 20_000 // cut, p, shift, args.rounds, generator)
+    sliced_partial(2000 // cut, 3, 64, args.rounds, generator)
 
 
 if __name__ == "__main__":

@@ -317,14 +317,14 @@ CASES += [
     (
         lambda: solve(X, Y, solver="magic"),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'flow', 'dual-ascent', 'annealing', "
-        "'assignment', 'low-rank', 'hierarchical' or a Solver, got 'magic'.",
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'partial-monotone', 'circle', 'flow', "
+        "'dual-ascent', 'annealing', 'assignment', 'low-rank', 'hierarchical' or a Solver, got 'magic'.",
     ),
     (
         lambda: solve(X, Y, solver=3),
         "solver: expected one of 'auto', 'sinkhorn', 'sinkhorn-newton', 'symmetric-sinkhorn', 'newton-path', "
-        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'circle', 'flow', 'dual-ascent', 'annealing', "
-        "'assignment', 'low-rank', 'hierarchical' or a Solver, got 3.",
+        "'multiscale', 'sns', 'newton', 'network-simplex', 'monotone', 'partial-monotone', 'circle', 'flow', "
+        "'dual-ascent', 'annealing', 'assignment', 'low-rank', 'hierarchical' or a Solver, got 3.",
     ),
     (
         lambda: solve(X, Y, solver="sinkhorn"),

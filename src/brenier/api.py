@@ -33,6 +33,7 @@ from .solvers import (
     NetworkSimplex,
     Newton,
     NewtonPath,
+    PartialMonotone,
     Plain,
     Sinkhorn,
     SinkhornNewton,
@@ -46,6 +47,7 @@ from .solvers.entropic.items import takes_newton
 from .solvers.entropic.symmetric import is_positive, is_symmetric
 from .solvers.exact.assignment import match, permutes
 from .solvers.exact.flow import flows_on
+from .solvers.exact.partial import takes_part
 
 __all__ = ["assign", "solve"]
 
@@ -64,6 +66,7 @@ _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "newton": Newton,
     "network-simplex": NetworkSimplex,
     "monotone": Monotone,
+    "partial-monotone": PartialMonotone,
     "circle": Circle,
     "flow": GridFlow,
     "dual-ascent": DualAscent,
@@ -116,11 +119,11 @@ def solve(
         reference: what the entropy is measured against: "product" is a ⊗ b, "counting" is all ones, where the term
             reads eps sum P (log P - 1).
         solver: "auto", "sinkhorn", "sinkhorn-newton", "symmetric-sinkhorn", "newton-path", "multiscale", "sns",
-            "newton", "network-simplex", "monotone", "circle", "flow", "dual-ascent", "annealing", "assignment",
-            "low-rank", "hierarchical", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it forecasts too many
-            iterations, and "newton-path" from there on; beyond 10,000 x 10,000 points in up to three dimensions, at an
-            epsilon up to a hundredth of the mean cost, it is "multiscale". A measure against itself, with a usual cost,
-            is for "symmetric-sinkhorn".
+            "newton", "network-simplex", "monotone", "partial-monotone", "circle", "flow", "dual-ascent", "annealing",
+            "assignment", "low-rank", "hierarchical", or a `Solver`. With an epsilon, "auto" is Sinkhorn until it
+            forecasts too many iterations, and "newton-path" from there on; beyond 10,000 x 10,000 points in up to three
+            dimensions, at an epsilon up to a hundredth of the mean cost, it is "multiscale". A measure against itself,
+            with a usual cost, is for "symmetric-sinkhorn".
         tol: marginal error relative to the mass, for solvers of regularised problems; relative gain of a step, for
             "low-rank" and "hierarchical".
         gap: certified relative gap to the unregularised optimum to stop at, without epsilon: exact solves of large
@@ -303,6 +306,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
                     "None",
                     "Give epsilon=Relative(0.01), say, or use TV(rho).",
                 )
+        if takes_part(problem):
+            return PartialMonotone(), "points of one mass on a line: the best matching grows pair by pair"
         return exact, "exact, with virtual rows and columns for mass that stays behind or has no source"
     geometry = problem.geometry
     if isinstance(geometry, PointCloud) and geometry.x.shape[-1] == 1 and geometry.ground.monotone_on_line():

@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <new>
@@ -16,6 +17,7 @@
 #include "distances.hpp"
 #include "graph_flow.hpp"
 #include "network_simplex.hpp"
+#include "partial_path.hpp"
 
 namespace brenier {
 std::string simd_in_use();
@@ -99,6 +101,21 @@ void distances(Matrix x, Matrix y, bool squares, int threads, Writable out) {
   nb::gil_scoped_release nogil;
   brenier::distances(x.data(), y.data(), out.data(), x.shape(0), y.shape(0), x.shape(1), squares, threads,
                      [&poll] { poll(); });
+}
+
+nb::tuple partial_paths(Matrix x, Matrix y, double p, Vector<std::int64_t> pairs, Vector<double> price, int threads) {
+  const std::size_t count = x.shape(0), n = x.shape(1), m = y.shape(1);
+  std::vector<std::int64_t> step_x(count * n), step_y(count * m);
+  std::vector<double> prices(count * std::min(n, m));
+  const brenier::PartialPaths task{static_cast<std::int64_t>(count), static_cast<std::int64_t>(n),
+                                   static_cast<std::int64_t>(m), x.data(), y.data(), p, pairs.data(), price.data(),
+                                   step_x.data(), step_y.data(), prices.data()};
+  Poll poll{nb::none()};
+  {
+    nb::gil_scoped_release nogil;
+    brenier::partial_paths(task, threads, [&poll] { poll(); });
+  }
+  return nb::make_tuple(to_numpy(std::move(step_x)), to_numpy(std::move(step_y)), to_numpy(std::move(prices)));
 }
 
 using brenier::ListedTransport;
@@ -218,11 +235,13 @@ void bind_assignment(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.doc() = "The compiled kernels: network simplex, flows on graphs, assignment, pairwise operations, Sinkhorn scaling of small matrices.";
+  module.doc() = "The compiled kernels: network simplex, flows on graphs, assignment, paths of partial transport, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
   module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "squares"_a, "threads"_a,
              "out"_a.noconvert());
+  module.def("partial_paths", &partial_paths, "x"_a.noconvert(), "y"_a.noconvert(), "p"_a, "pairs"_a, "price"_a,
+             "threads"_a);
   module.def("smoothed_duals", &smoothed_duals, "cost"_a.noconvert(), "supply"_a, "demand"_a, "g"_a);
   bind_listed_transport(module);
   module.def("graph_flow", &graph_flow, "tails"_a, "heads"_a, "cost"_a, "supply"_a, "tree"_a, "max_iter"_a,

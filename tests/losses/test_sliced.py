@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import ot
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 import brenier
+from brenier import KL, TV, Exact, Marginal, Partial, Slack
 from brenier.errors import InvalidInput
 from brenier.losses import (
     Circular,
@@ -209,6 +212,76 @@ def test_batches() -> None:
         torch.testing.assert_close(batch.value[k], sliced_wasserstein(x[k], y, directions=theta).value)
 
 
+# -- partial and unbalanced --------------------------------------------------------------------------------------
+
+
+PAIRS = (Partial(11.0), Partial(7.5), TV(0.3), Slack(0.2), (Slack(0.1), Partial(9.0)))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_soft_marginals_in_each_direction(pair: Marginal | tuple[Marginal, Marginal]) -> None:
+    x, y = cloud(2, 15, 3, seed=0), cloud(12, 3, seed=1) + 0.5
+    a, b = (torch.ones(k, dtype=torch.float64) for k in (15, 12))
+    theta, _ = random_directions(6, 3, generator=seeded(2))
+    estimate = sliced_wasserstein(x, y, a, b, marginals=pair, directions=theta)
+    for i, k in np.ndindex(2, 6):
+        u, v = (t @ theta[k] for t in (x[i], y))
+        exact = brenier.solve(u, v, a=a, b=b, marginals=pair, solver="network-simplex")
+        torch.testing.assert_close(estimate.per_direction[i, k], exact.value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(estimate.value, estimate.per_direction.mean(-1))
+
+
+def test_limits_of_soft_marginals() -> None:
+    x, y = cloud(20, 3, seed=0), cloud(20, 3, seed=1)
+    theta, _ = random_directions(8, 3, generator=seeded(2))
+    balanced = sliced_wasserstein(x, y, directions=theta)
+    for pair in (Partial(1.0), TV(1e3), Slack(1e3), (Exact(), Exact())):
+        soft = sliced_wasserstein(x, y, marginals=pair, directions=theta)
+        torch.testing.assert_close(soft.per_direction, balanced.per_direction)
+    none = sliced_wasserstein(x, y, marginals=Slack(0.0), directions=theta)
+    assert float(none.value) == 0.0
+    paid = sliced_wasserstein(x, y, marginals=Slack(-1.0), directions=theta)  # two points each of which earns one
+    assert float(paid.value) == pytest.approx(-2.0)
+    assert tuple(map(float, paid.interval())) == pytest.approx((-2.0, -2.0))
+
+
+def test_outliers_stay_behind() -> None:
+    x = cloud(50, 3, seed=0)
+    y = torch.cat([x[:40], x[40:] + 100.0])
+    assert float(sliced_wasserstein(x, y, generator=seeded(1)).value) > 100
+    assert float(sliced_wasserstein(x, y, marginals=Partial(0.8), generator=seeded(1)).value) <= 1e-20
+    estimate = sliced_wasserstein(x, y, marginals=TV(0.5), directions=256, generator=seeded(1))
+    assert abs(float(estimate.value) - 0.2) <= 0.01  # ten of fifty on either side, at 0.5 each
+
+
+def test_soft_coverage() -> None:
+    """The interval of the partial cost holds its mean over all directions about as often as it says."""
+    x, y = cloud(12, 3, seed=0), cloud(12, 3, seed=1) + 1
+    truth = sliced_wasserstein(x, y, marginals=Partial(0.75), directions=20_000, sampler="quasi", generator=seeded(9))
+    generator, held = seeded(2), 0
+    for _ in range(100):
+        estimate = sliced_wasserstein(x, y, marginals=Partial(0.75), directions=64, generator=generator)
+        low, high = estimate.interval(0.9)
+        held += bool(low <= truth.value <= high)
+    assert 80 <= held <= 98
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("make", [Partial, TV])
+def test_soft_gradients(make: Callable[[Any], Marginal], p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = cloud(6, 3, seed=0).requires_grad_(), cloud(4, 3, seed=1).requires_grad_()
+    a, b = (torch.ones(k, dtype=torch.float64) for k in (6, 4))
+    theta, _ = random_directions(6, 3, generator=seeded(2))
+    price = torch.tensor(2.5 if make is Partial else 0.4, dtype=torch.float64, requires_grad=make is TV)
+
+    def loss(x: Tensor, y: Tensor, price: Tensor) -> Tensor:
+        return sliced_wasserstein(x, y, a, b, p=p, marginals=make(price), directions=theta).value
+
+    assert torch.autograd.gradcheck(loss, (x, y, price))
+    monkeypatch.setattr("brenier.losses.sliced._ENTRIES", 20)  # some directions at a time
+    assert torch.autograd.gradcheck(loss, (x, y, price))
+
+
 # -- projections, barycentres ------------------------------------------------------------------------------------
 
 
@@ -249,6 +322,10 @@ def test_bad_input() -> None:
         (lambda: sliced_wasserstein(x, x, directions=torch.ones(2, 2)), "directions: expected"),
         (lambda: sliced_wasserstein(x, x, p=0.5), "power >= 1"),
         (lambda: sliced_wasserstein(x, x[:, :2]), "one dimension"),
+        (lambda: sliced_wasserstein(x, x[:4], marginals=TV(1.0)), "points of one mass, the same on both sides"),
+        (lambda: sliced_wasserstein(x, x, marginals=KL(1.0)), "expected Partial, or TV or Slack"),
+        (lambda: sliced_wasserstein(x, x, marginals=(Exact(),)), "marginals: expected"),
+        (lambda: sliced_wasserstein(x, x, marginals=Partial(torch.ones(3).double())), "Partial mass: expected"),
         (lambda: sliced_wasserstein(x, x).interval(2.0), "level: expected"),
         (lambda: spherical_sliced_wasserstein(x[:, :1], x[:, :1]), "points on a sphere"),
         (lambda: min_sliced_plan(x[None], x), "without batch axes"),

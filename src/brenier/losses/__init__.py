@@ -1,6 +1,7 @@
 """Differentiable losses and layers on the core."""
 
 from ..solvers.exact.line import circle_cost, line_cost
+from ..solvers.exact.partial import PartialPath, partial_line_cost, partial_line_path
 from .alignment import Aligned, OTAttention, SoftAlignment
 from .divergence import Divergence, SinkhornDivergence, Warm, sinkhorn_divergence
 from .doubly_stochastic import DoublyStochastic, Scaled, doubly_stochastic, marginal_error
@@ -36,6 +37,7 @@ __all__ = [
     "MongeGap",
     "OTAttention",
     "Ordered",
+    "PartialPath",
     "Polynomial",
     "SamplesLoss",
     "Scaled",
@@ -60,6 +62,8 @@ __all__ = [
     "mmd",
     "monge_gap",
     "order_preserving_wasserstein",
+    "partial_line_cost",
+    "partial_line_path",
     "partial_wasserstein",
     "random_directions",
     "sinkhorn_divergence",

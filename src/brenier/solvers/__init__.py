@@ -21,6 +21,7 @@ from .entropic.symmetric import SymmetricSinkhorn
 from .exact.assignment import Assignment, Matching
 from .exact.flow import GridFlow
 from .exact.monotone import Circle, Monotone
+from .exact.partial import PartialMonotone
 from .exact.simplex import NetworkSimplex
 from .gaussian.barycentre import GaussianBarycentre, gaussian_barycentre
 from .gaussian.gaussian import Gaussian
@@ -97,6 +98,7 @@ __all__ = [
     "Newton",
     "NewtonPath",
     "OverRelaxation",
+    "PartialMonotone",
     "Penalized",
     "PenalizedSolution",
     "PixelDensity",
