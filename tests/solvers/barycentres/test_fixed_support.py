@@ -200,7 +200,7 @@ def test_mixing_serves_soft_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(found.stats["value"], plain.stats["value"], 1e-9)
 
 
-@pytest.mark.parametrize("relaxation", [Plain(), OverRelaxation(), Anderson(), Anderson(below=0.1)], ids=str)
+@pytest.mark.parametrize("relaxation", [Plain(), OverRelaxation(), Anderson(), Anderson(depth=2, below=1.0)], ids=str)
 def test_each_relaxation_ends_at_one_barycentre(relaxation: Relaxation[Any]) -> None:
     a = bumps(4)
     problem = Problem.make(POINTS, a, marginals=(Exact(), Free()), epsilon=5e-3)

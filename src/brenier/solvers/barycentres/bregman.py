@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,7 +62,7 @@ class Bregman(Solver[BregmanState]):
 
     The columns of the plans are b at all times. The error is what the next update of all f changes in the rows, in the
     mean over the measures and in shares of their mass; debiased, it is no less than what the last one changed in b. The
-    value is that of the dual, which is below the least one by no more than the square of the error.
+    value is that of the dual, below the least one by the order of the square of the error.
 
     An iteration is two soft c-transforms for all measures. Where they share their costs, one pass over the costs serves
     those whose potentials are within some 600 epsilon of each other (60 in float32): O(n m) exponentials and O(K n m)
@@ -91,8 +90,8 @@ class Bregman(Solver[BregmanState]):
     debiased: bool = False
     tol: float | None = None
     max_iter: int = 5000
-    schedule: Schedule = Halving()
-    relaxation: Relaxation[Any] = Anderson(below=math.inf)
+    schedule: Schedule = Halving(0.25)
+    relaxation: Relaxation[Any] = Anderson(below=0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
