@@ -141,9 +141,9 @@ class Bregman(Solver[BregmanState]):
         soft = _softmins(geometry, G, eps, 1, state.f, G, centres)
         best = left.prox(soft, side_a)
         log_a = side_a.log_reference()
-        before = exp(log_a + (state.f - soft) / eps)  # the rows of the plans with the old f, and with the new
+        before = exp((state.f - soft).div_(eps).add_(log_a))  # the rows of the plans with the old f, and the new
         after = problem.a if isinstance(left, Exact) else exp(log_a + (best - soft) / eps)
-        error = torch.maximum((w * (before - after).abs()).sum(), state.moved)
+        error = torch.maximum((before.sub_(after).abs_() * w).sum(), state.moved)
         error = torch.where(state.settled & (eps == problem.epsilon), error / (w * problem.a).sum(), torch.inf)
         relaxation = rule.next(state.relaxation, error)
         # close with a plain step, so that the columns are equal
@@ -288,7 +288,7 @@ def _softmins(geometry: Geometry, h: Tensor, eps: Tensor, dim: int, f: Tensor, g
         top = share.amax(-1, keepdim=True)
         share = exp(share.sub_(top)).mT.contiguous()
         sums = geometry.apply(f[centre], g[centre], eps, share, dim).mT.contiguous()
-        out[some] = p - eps * (log(sums) + top)
+        out[some] = log(sums).add_(top).mul_(-eps).add_(p)
         # a sum whose terms were too small for numbers might lack some that count
         sound = (sums.amin(-1) >= _LEAST[h.dtype]) & (sums.amax(-1) < torch.inf)
         alone += [k for k, good in zip(near, sound.tolist()) if not good]
