@@ -164,9 +164,9 @@ class Bregman(Solver[BregmanState]):
             u = problem.b[0]
             bias = (bias + level + state.against.softmin(bias + eps * u.log(), eps)) / 2
             moved = (u * (exp(level / eps) - exp(state.level / eps))).abs().sum()
-        after = self.schedule.next(eps, problem.epsilon)
+        lower = self.schedule.next(eps, problem.epsilon)
         return BregmanState(
-            f, g, level, bias, moved, after, eps == problem.epsilon, error, relaxation, tight, state.tight, centres,
+            f, g, level, bias, moved, lower, eps == problem.epsilon, error, relaxation, tight, state.tight, centres,
             state.against,
         )  # fmt: skip
 
