@@ -69,6 +69,19 @@ def test_large_ones_and_grids_keep_nothing(monkeypatch):
         assert geometry.remembering(torch.tensor(1.0)) is geometry
 
 
+def test_many_problems_on_one_cloud_keep_no_kernels_beyond_the_limit(monkeypatch):
+    gen = torch.Generator().manual_seed(8)
+    cloud = brenier.PointCloud(torch.rand(40, 2, generator=gen), torch.rand(30, 2, generator=gen))
+    epsilon = torch.tensor(0.1)
+    for count in (2, 3):
+        kept = cloud.remembering(epsilon)
+        monkeypatch.setattr("brenier.geometry.memory.LIMIT", 2 * 40 * 30)
+        h = torch.randn(count, 30, generator=gen)
+        for _ in range(2):
+            assert torch.allclose(kept.softmin(h, epsilon), cloud.softmin(h, epsilon), rtol=1e-5, atol=1e-6)
+        assert (kept.memory._kept is None) == (count == 3)
+
+
 def test_a_solve_leaves_no_kernel_behind():
     cloud = brenier.PointCloud(torch.rand(30, 2), torch.rand(30, 2))
     solution = brenier.solve(cloud, epsilon=0.1)

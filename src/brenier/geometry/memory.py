@@ -63,6 +63,8 @@ class GibbsMemory:
 
     def _keep(self, h: Tensor, out: Tensor, dim: int) -> None:
         self._tries += 1
+        if out.numel() * h.shape[-1] > (NARROW_LIMIT if self.narrow else LIMIT):  # many problems that share their costs
+            return
         cost = self._costs.tile()
         if bool(torch.isinf(h).any()):  # without mass there is no potential; the largest that leaves entries below one
             h = torch.where(torch.isinf(h), (cost - out.unsqueeze(dim - 2)).amin(-1 - dim), h)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import brenier
-from brenier import CostMatrix, Grid, InvalidInput, NotConverged, PointCloud, Ragged
+from brenier import KL, CostMatrix, Exact, Free, Grid, InvalidInput, NotConverged, PointCloud, Problem, Ragged, Solution
 from brenier.errors import NotConvergedWarning
-from brenier.solvers import Bregman
-from brenier.solvers.barycentres.bregman import _softmins
+from brenier.solvers import Anderson, Bregman, Fixed, OverRelaxation, Plain, Relaxation
+from brenier.solvers.barycentres.bregman import _centres, _softmins, _variation
+from brenier.solvers.base import run
 from problems import assert_close, cloud, weights
 
 D = torch.float64
@@ -97,15 +98,129 @@ def test_clouds_of_different_sizes_and_a_support() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_one_pass_serves_all_measures(dim: int) -> None:
-    geometry = PointCloud(cloud(30, 2, 0), cloud(40, 2, 1))
-    h = 3 * torch.randn(6, 40 if dim else 30, generator=torch.Generator().manual_seed(0), dtype=D)
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_one_pass_serves_all_measures(dim: int, dtype: torch.dtype) -> None:
+    geometry = PointCloud(cloud(30, 2, 0), cloud(40, 2, 1)).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    f, g = (0.5 * torch.randn(6, size, generator=generator, dtype=D).to(dtype) for size in (30, 40))
+    h = (g if dim else f) + 0.1
     h[2, :5] = -torch.inf
     h[:, 7] = -torch.inf
     h[4] -= 1e4  # a shift is nothing
-    h[5, 1:] -= 1e4  # too far below the others for one sum
-    epsilon = torch.tensor(0.1, dtype=D)
-    assert_close(_softmins(geometry, h, epsilon, dim), geometry.softmin(h, epsilon, dim), 1e-10)
+    h[5, 1:] -= 1e4  # too far from the others for one sum
+    epsilon = torch.tensor(0.1, dtype=dtype)
+    exact = geometry.softmin(h, epsilon, dim)
+    for centres in ([0] * 6, [1, 1, 2, 2, 2, 1], list(range(6))):
+        found = _softmins(geometry, h, epsilon, dim, f, g, torch.tensor(centres))
+        assert_close(found, exact, 1e-10 if dtype == D else 1e-6)
+
+
+def test_centres_are_near() -> None:
+    h = torch.randn(4, 1, 20, generator=torch.Generator().manual_seed(0), dtype=D).expand(-1, 3, -1).flatten(0, 1)
+    h = (
+        h
+        + 1e-3 * torch.arange(12, dtype=D).unsqueeze(-1).sin() * torch.arange(20, dtype=D)
+        + torch.arange(12).unsqueeze(-1)
+    )
+    reach, first = torch.tensor(0.1, dtype=D), torch.zeros(12, dtype=torch.int64)
+    centres = _centres(h, reach, first)
+    assert len(centres.unique()) == 4
+    assert bool((_variation(h - h[centres]) <= reach).all())
+    assert _centres(h, reach, centres) is centres
+    assert _centres(h, torch.tensor(100.0), first) is first
+    h[3] = torch.nan
+    assert _centres(h, reach, first).shape == (12,)
+
+
+# -- ways of the same iteration -----------------------------------------------------------------------------------
+
+POINTS = PointCloud(LINE.unsqueeze(-1))
+
+
+def bumps(count: int) -> Tensor:
+    return torch.stack([bump(0.15 + 0.7 * k / (count - 1), 0.03 + 0.01 * (k % 3)) for k in range(count)])
+
+
+def solved(monkeypatch: pytest.MonkeyPatch, way: str, a: Tensor, epsilon: float, **options: Any) -> Solution:
+    """Together in passes over the costs, or apart, by kernels that are kept or in the log domain."""
+    with monkeypatch.context() as patch:
+        if way != "together":
+            patch.setattr("brenier.solvers.barycentres.bregman._TOGETHER", 1000)
+        if way == "log":
+            patch.setattr("brenier.geometry.base.LIMIT", 0)
+        marginals = (KL(options.pop("rho")) if "rho" in options else Exact(), Free())
+        problem = Problem.make(POINTS, a, marginals=marginals, epsilon=epsilon)
+        return run(problem, Bregman(**options), warn=False)
+
+
+@pytest.mark.parametrize("way", ["together", "kept"])
+@pytest.mark.parametrize("options", [{}, {"rho": 0.3}, {"debiased": True, "tol": 1e-4}], ids=str)
+def test_passes_and_kernels_give_what_the_log_domain_gives(
+    monkeypatch: pytest.MonkeyPatch, way: str, options: dict[str, Any]
+) -> None:
+    a = bumps(5)
+    a[1, ::4] = 0
+    a = a / a.sum(-1, keepdim=True)
+    options = {"tol": 1e-11} | options
+    found, log = (solved(monkeypatch, each, a, 5e-3, **options) for each in (way, "log"))
+    assert found.status.ok
+    assert log.status.ok
+    assert_close(found.stats["b"], log.stats["b"], 1e-9)
+    assert_close(found.stats["value"], log.stats["value"], 1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 2e-5])
+def test_measures_too_far_apart_for_one_pass(monkeypatch: pytest.MonkeyPatch, epsilon: float) -> None:
+    """Iterates agree, whether they have converged or not."""
+    options: dict[str, Any] = {"relaxation": Plain(), "max_iter": 30}
+    found, log = (solved(monkeypatch, way, bumps(6), epsilon, **options) for way in ("together", "log"))
+    assert_close(found.f, log.f, 1e-9)
+    assert_close(found.g, log.g, 1e-9)
+    assert_close(found.stats["b"], log.stats["b"], 1e-9)
+
+
+@pytest.mark.parametrize("way", ["together", "kept", "log"])
+def test_translates_and_equal_measures(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    means, w = torch.tensor([0.3, 0.4, 0.5, 0.6, 0.7], dtype=D), torch.tensor([0.3, 0.1, 0.2, 0.2, 0.2], dtype=D)
+    a = torch.stack([bump(float(mean), 0.04) for mean in means])
+    found = solved(monkeypatch, way, a, 2e-3, weights=w).stats["b"]
+    mean, variance = moments(found)
+    assert mean == pytest.approx(float(w @ means), abs=1e-3)
+    assert variance == pytest.approx(0.04**2 + 1e-3, rel=0.2)  # blurred by some epsilon / 2
+    same = solved(monkeypatch, way, a[:1].expand(5, -1), 2e-3, debiased=True, tol=1e-5).stats["b"]
+    assert_close(same, a[0], 1e-2)
+
+
+def test_mixing_serves_soft_marginals(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = bumps(5) * torch.linspace(0.5, 2, 5, dtype=D).unsqueeze(-1)
+    found = solved(monkeypatch, "together", a, 5e-3, rho=0.3)
+    plain = solved(monkeypatch, "together", a, 5e-3, rho=0.3, relaxation=Plain())
+    assert found.stats["n_iter"] < plain.stats["n_iter"] / 4
+    assert_close(found.stats["b"], plain.stats["b"], 1e-3)
+    assert_close(found.stats["value"], plain.stats["value"], 1e-9)
+
+
+@pytest.mark.parametrize("relaxation", [Plain(), OverRelaxation(), Anderson(), Anderson(depth=2, below=1.0)], ids=str)
+def test_each_relaxation_ends_at_one_barycentre(relaxation: Relaxation[Any]) -> None:
+    a = bumps(4)
+    problem = Problem.make(POINTS, a, marginals=(Exact(), Free()), epsilon=5e-3)
+    found = run(problem, Bregman(relaxation=relaxation, tol=1e-9))
+    plain = run(problem, Bregman(relaxation=Plain(), schedule=Fixed(), tol=1e-11))
+    assert_close(found.stats["b"], plain.stats["b"], 1e-7)
+
+
+def test_the_error_and_the_value_are_what_is_recomputed() -> None:
+    a, epsilon, w = bumps(4), 5e-3, torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=D)
+    for tol in (1e-3, 1e-6):
+        found = brenier.barycentre(POINTS, w, a=a, epsilon=epsilon, tol=tol)
+        assert_close(found.plan.col_sums(), found.b.expand(4, -1), 1e-12)
+        assert float((w @ (found.plan.row_sums() - a).abs()).sum()) <= tol
+        b, u = found.b / found.b.sum(), torch.full_like(LINE, 1 / len(LINE))
+        balanced = brenier.solve(POINTS, a=a, b=b.expand(4, -1), epsilon=epsilon, tol=1e-10)
+        entropy = epsilon * (torch.special.xlogy(b, b) - torch.special.xlogy(b, u)).sum()
+        primal = float(w @ balanced.value + entropy)
+        assert float(found.value) <= primal * (1 + 1e-9)
+        assert float(found.value) == pytest.approx(primal, rel=1e-3 if tol == 1e-3 else 1e-7)
 
 
 # -- POT ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,20 +11,23 @@ from torch import Tensor
 from ...errors import refuse
 from ...geometry import Geometry
 from ...geometry.base import PairGeometry
-from ...marginals import KL, Exact, Free
+from ...kernels.elementwise import exp, log
+from ...marginals import KL, Exact, Free, Side
 from ...plan import GibbsPlan
 from ...problem import Problem
 from ...solution import Status
 from ..base import Outcome, Solver, check_number
-from ..entropic.relaxation import OverRelaxation, Plain, RelaxationState
+from ..entropic.relaxation import Anderson, AndersonState, Plain, Relaxation, RelaxationState
 from ..entropic.schedule import Halving, Schedule
 from ..entropic.sinkhorn import DEFAULT_TOL, towards
 from .problem import self_geometry
 
 __all__ = ["Bregman", "BregmanState"]
 
-_SHARED = 4  # measures from which one pass over shared costs serves them all
+_TOGETHER = 4  # measures from which one pass over shared costs serves several
 _LEAST = {torch.float32: 1e-30, torch.float64: 1e-280}  # of a sum that is told from nothing
+_REACH = {torch.float32: 60.0, torch.float64: 600.0}  # how far potentials in one pass may be from each other, in eps
+_SOFT_BELOW = 0.01  # the error from which on KL marginals are mixed
 
 
 class BregmanState(NamedTuple):
@@ -34,10 +37,15 @@ class BregmanState(NamedTuple):
     g: Tensor  # (K, m)
     level: Tensor  # (m,) eps log of the barycentre over the uniform measure
     bias: Tensor  # (m,) eps log of the correction; zero where nothing is corrected
+    moved: Tensor  # debiased, how far the barycentre moved in the last step; zero elsewhere
     epsilon: Tensor  # of the next step
     settled: Tensor  # whether the last step was at the epsilon of the problem
     error: Tensor
-    relaxation: RelaxationState
+    relaxation: RelaxationState | AndersonState
+    tight: Tensor  # whether the last update of g was a plain one, which makes the columns equal
+    closing: Tensor  # whether those were that `error` speaks of
+    centres: Tensor  # (K,) measures beside which others are taken in one pass
+    against: Geometry | None  # the costs of the support against itself, where debiased
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,15 @@ class Bregman(Solver[BregmanState]):
     where d = 0, or, debiased, the potential of b against itself, which takes away the blur of the entropy. Between
     KL(rho) marginals both steps are damped, and b is a power mean instead.
 
-    Debiased iterations slow down on their way: beyond an error of some 1e-7 they take thousands.
+    The columns of the plans are b at all times. The error is what the next update of all f changes in the rows, in the
+    mean over the measures and in shares of their mass; debiased, it is no less than what the last one changed in b. The
+    value is that of the dual, below the least one by the order of the square of the error.
 
-    The error is how far the columns of the plans are from b, and b from the one before, in shares of its mass. An
-    iteration is two soft c-transforms for all measures; where they share their costs, one pass over the costs serves
-    all of them: O(n m) exponentials and O(K n m) products.
+    An iteration is two soft c-transforms for all measures. Where they share their costs, one pass over the costs serves
+    those whose potentials are within some 600 epsilon of each other (60 in float32): O(n m) exponentials and O(K n m)
+    products if all are, O(K n m) exponentials if none.
+
+    Debiased iterations slow down on their way, as the correction falls without end where there is no mass.
 
     Args:
         weights: (K,), of total 1.
@@ -64,7 +76,8 @@ class Bregman(Solver[BregmanState]):
         tol: error to stop at; 1e-6 in float64 and 1e-4 in float32 when None.
         max_iter: iterations, those of the schedule included.
         schedule: the way down to the problem's epsilon.
-        relaxation: how far the potentials go beyond their updates, between exact marginals; not where debiased.
+        relaxation: where to go from the plain updates; with KL marginals only mixing, from an error of 0.01 on, and
+            debiased nothing.
 
     Reference:
         Benamou, Carlier, Cuturi, Nenna & Peyré (2015), Iterative Bregman projections for regularized transportation
@@ -77,8 +90,8 @@ class Bregman(Solver[BregmanState]):
     debiased: bool = False
     tol: float | None = None
     max_iter: int = 5000
-    schedule: Schedule = Halving()
-    relaxation: OverRelaxation | Plain = OverRelaxation()
+    schedule: Schedule = Halving(0.25)
+    relaxation: Relaxation[Any] = Anderson(below=0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,69 +109,96 @@ class Bregman(Solver[BregmanState]):
                 refuse("debiased", "exact marginals", repr(left))
             self_geometry(problem.geometry)
 
+    def prepared(self, problem: Problem) -> Problem:
+        assert problem.epsilon is not None
+        if _together(problem.geometry, len(problem.a)):
+            return problem
+        return replace(problem, geometry=problem.geometry.remembering(problem.epsilon))
+
     def init(self, problem: Problem) -> BregmanState:
         assert problem.epsilon is not None
         f, g = torch.zeros_like(problem.a), torch.zeros_like(problem.b)
         zero = torch.zeros_like(g[0])
         start = self.schedule.start(problem).amax()
         never = torch.zeros((), dtype=torch.bool, device=g.device)
-        error = torch.full_like(g[0, 0], torch.inf)
-        return BregmanState(f, g, zero, zero, start, never, error, self.relaxation.init(zero))
+        error = torch.full_like(zero[0], torch.inf)
+        relaxation = self._rule(problem).init(f.flatten())
+        against = self_geometry(problem.geometry).remembering(problem.epsilon) if self.debiased else None
+        centres = torch.zeros(len(f), dtype=torch.int64, device=f.device)
+        return BregmanState(
+            f, g, zero, zero, torch.zeros_like(error), start, never, error, relaxation, never, never, centres, against
+        )  # fmt: skip
 
     def step(self, problem: Problem, state: BregmanState) -> BregmanState:
         assert problem.epsilon is not None
         eps, geometry = state.epsilon, problem.geometry
-        side_a, side_b = problem.sides_at(eps)
-        w = self._shares(problem)
-        f = problem.marginals[0].prox(_softmins(geometry, state.g + side_b.absorbed(), eps), side_a)
-        relaxation = state.relaxation
-        if isinstance(problem.marginals[0], Exact) and not self.debiased:
-            relaxation = self.relaxation.next(relaxation, state.error)
-        beyond = bool(relaxation.omega != 1)
-        if beyond:
-            f = towards(state.f, f, relaxation.omega)
-        soft = _softmins(geometry, f + side_a.absorbed(), eps, dim=0)
-        level, g, bias = self._columns(problem, soft, eps, state.bias, w)
-        u = problem.b[0]
-        b = u * (level / eps).exp()
-        before = u * (state.level / eps).exp()
-        error = (b - before).abs().sum()
-        if isinstance(problem.marginals[0], Exact):
-            columns = problem.b * ((state.g - soft) / eps).exp()
-            error = torch.maximum(error, (w * (columns - b).abs()).sum())
-        if beyond:  # sums to zero under the weights, as both ends do
-            g = towards(state.g, g, relaxation.omega)
-        settled = state.settled & (eps == problem.epsilon)
-        error = torch.where(settled, error / b.sum(), torch.inf)
-        after = self.schedule.next(eps, problem.epsilon)
-        return BregmanState(f, g, level, bias, after, eps == problem.epsilon, error, relaxation)
+        left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
+        w, rule = self._shares(problem), self._rule(problem)
+        G = state.g + side_b.absorbed()
+        centres = state.centres
+        if _together(geometry, len(G)):
+            centres = _centres(G, _REACH[G.dtype] * eps, centres)
+        soft = _softmins(geometry, G, eps, 1, state.f, G, centres)
+        best = left.prox(soft, side_a)
+        log_a = side_a.log_reference()
+        before = exp((state.f - soft).div_(eps).add_(log_a))  # the rows of the plans with the old f, and the new
+        after = problem.a if isinstance(left, Exact) else exp(log_a + (best - soft) / eps)
+        error = torch.maximum((before.sub_(after).abs_() * w).sum(), state.moved)
+        error = torch.where(state.settled & (eps == problem.epsilon), error / (w * problem.a).sum(), torch.inf)
+        relaxation = rule.next(state.relaxation, error)
+        # close with a plain step, so that the columns are equal
+        met = error <= self._tol(problem)
+        masses = (w * after).flatten()
+        mixed, relaxation = rule.mixed(relaxation, state.f.flatten(), best.flatten(), masses, error)
+        f = torch.where(met, best, mixed.view_as(best))
+        omega = torch.where(met, 1, relaxation.omega)
+        tight = omega == 1
+        if not bool(tight):
+            f = towards(state.f, f, omega)
+        soft = _softmins(geometry, f + side_a.absorbed(), eps, 0, state.f, G, centres)
+        level, g = self._columns(problem, soft, eps, state.bias, w)
+        if not bool(tight):  # sums to zero under the weights, as both ends do
+            g = towards(state.g, g, omega)
+        bias, moved = state.bias, state.moved
+        if state.against is not None:
+            u = problem.b[0]
+            bias = (bias + level + state.against.softmin(bias + eps * u.log(), eps)) / 2
+            moved = (u * (exp(level / eps) - exp(state.level / eps))).abs().sum()
+        lower = self.schedule.next(eps, problem.epsilon)
+        return BregmanState(
+            f, g, level, bias, moved, lower, eps == problem.epsilon, error, relaxation, tight, state.tight, centres,
+            state.against,
+        )  # fmt: skip
 
     def _shares(self, problem: Problem) -> Tensor:
         count = len(problem.a)
         w = torch.full((count,), 1 / count) if self.weights is None else self.weights
         return w.to(problem.a).unsqueeze(-1)
 
-    def _columns(
-        self, problem: Problem, soft: Tensor, eps: Tensor, bias: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Eps log(b / u), the potentials of the support, and the correction."""
+    def _rule(self, problem: Problem) -> Relaxation[Any]:
+        rule = self.relaxation
+        if isinstance(problem.marginals[0], Exact):
+            return Plain() if self.debiased else rule
+        if not isinstance(rule, Anderson):
+            return Plain()
+        # soft masses may have far to go, where mixing overshoots
+        return replace(rule, early=Plain(), below=min(rule.below, _SOFT_BELOW))
+
+    def _columns(self, problem: Problem, soft: Tensor, eps: Tensor, bias: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Eps log(b / u), and the potentials of the support."""
         left = problem.marginals[0]
         if isinstance(left, KL):
             rho = torch.as_tensor(left.rho, dtype=soft.dtype, device=soft.device)
             power = eps / (rho + eps)
             level = (rho + eps) * torch.logsumexp(w.log() - soft / (rho + eps), 0)
-            return level, (1 - power) * (level + soft), bias
+            return level, (1 - power) * (level + soft)
         level = bias - (w * soft).sum(0)
-        if self.debiased:
-            u = problem.b[0]
-            against = self_geometry(problem.geometry).softmin(bias + eps * u.log(), eps)
-            bias = (bias + level + against) / 2
-        return level, level + soft, bias
+        return level, level + soft
 
     def terminate(self, problem: Problem, state: BregmanState) -> tuple[Status, ...] | None:
-        if bool(state.error <= self._tol(problem)):
+        if bool(state.closing & (state.error <= self._tol(problem))):
             return (Status.CONVERGED,) * len(problem.a)
-        if bool(torch.isnan(state.error)):
+        if bool(torch.isnan(state.f).any() | torch.isnan(state.g).any()):
             return (Status.DIVERGED,) * len(problem.a)
         return None
 
@@ -171,28 +211,87 @@ class Bregman(Solver[BregmanState]):
     def finish(self, problem: Problem, state: BregmanState) -> Outcome:
         assert problem.epsilon is not None
         error = state.error
-        if not bool(state.settled & (state.relaxation.omega == 1)):  # on the way down, or beyond the last update
+        if not bool(state.settled & state.tight):  # on the way down, or beyond the last update
             plain = replace(self, relaxation=Plain())
-            state = plain.step(
-                problem, state._replace(epsilon=problem.epsilon, relaxation=plain.relaxation.init(state.level))
-            )
+            relaxation = plain.relaxation.init(state.f.flatten())
+            state = plain.step(problem, state._replace(epsilon=problem.epsilon, relaxation=relaxation))
         side_a, side_b = problem.sides
         plan = GibbsPlan(problem.geometry, state.f + side_a.absorbed(), state.g + side_b.absorbed(), problem.epsilon)
         b = problem.b[0] * (state.level / problem.epsilon).exp()
-        return Outcome(plan, state.f, state.g, {"b": b, "error": float(error)})
+        stats = {"b": b, "value": self._value(problem, state, b), "error": float(error)}
+        return Outcome(plan, state.f, state.g, stats)
+
+    def _value(self, problem: Problem, state: BregmanState, b: Tensor) -> Tensor:
+        """The dual value, in float64."""
+        assert problem.epsilon is not None
+        left, w = problem.marginals[0], self._shares(problem).double().squeeze(-1)
+        a, b, f, g = (t.double() for t in (problem.a, b, state.f, state.g))
+        columns = b * (-g / left.rho).exp() if isinstance(left, KL) else b.expand_as(g)
+        each = left.dual(f, Side(a, a)) - problem.epsilon * (columns.sum(-1) - problem.reference_mass)
+        if isinstance(left, Exact):  # zero but for a correction
+            each = each + (b * g).sum(-1)
+        return (w * each).sum()
 
 
-def _softmins(geometry: Geometry, h: Tensor, eps: Tensor, dim: int = 1) -> Tensor:
-    """Soft c-transforms of all h (K, m): one by one, or together where they share their costs."""
-    if geometry.batch_shape or not isinstance(geometry, PairGeometry) or len(h) < _SHARED:
+def _together(geometry: Geometry, count: int) -> bool:
+    """Whether a pass over the costs serves several measures."""
+    return not geometry.batch_shape and isinstance(geometry, PairGeometry) and count >= _TOGETHER
+
+
+def _centres(h: Tensor, reach: Tensor, centres: Tensor) -> Tensor:
+    """For each of the potentials (K, m) one of them, as indices (K,), from which it varies by no more than `reach`.
+
+    The given ones, if they are that; else as few as a greedy choice finds. O(K m) time, and O(K^2 m) for a choice.
+    """
+    if not bool((_variation(h - h[centres]) > reach).any()):
+        return centres
+    near = torch.stack([_variation(h - one) for one in h]) <= 0.9 * reach  # with room to move
+    near.fill_diagonal_(True)
+    out, left = torch.empty_like(centres), torch.ones_like(near[0])
+    while bool(left.any()):
+        best = (near & left).sum(-1).argmax()
+        out[near[best] & left] = best
+        left &= ~near[best]
+    return out
+
+
+def _variation(h: Tensor) -> Tensor:
+    return h.amax(-1) - h.amin(-1)
+
+
+def _softmins(geometry: Geometry, h: Tensor, eps: Tensor, dim: int, f: Tensor, g: Tensor, centres: Tensor) -> Tensor:
+    r"""Soft c-transforms of all h, (K, m) for dim=1: one by one, or together where they share their costs.
+
+    Those with one centre are taken in one pass: with any potentials p and q,
+
+        softmin(h)_i = p_i - eps log sum_j exp((p_i + q_j - c_ij) / eps) exp((h_j - q_j) / eps),
+
+    where the exponentials of the pairs serve all h that are near q.
+
+    Args:
+        f, g: (K, n) and (K, m), of which the centres are p and q.
+        centres: (K,), an index for each h.
+    """
+    if not _together(geometry, len(h)):
         return geometry.softmin(h, eps, dim)
-    top = h.amax(0)
-    share = torch.where(torch.isfinite(top), ((h - top) / eps).exp(), 0).mT.contiguous()
-    base = geometry.softmin(top, eps, dim)
-    f, g = (base, top) if dim == 1 else (top, base)
-    mass = geometry.apply(f, g, eps, share, dim).mT  # (K, n), not above one
-    out = base - eps * mass.log()
-    lost = (mass < _LEAST[h.dtype]).any(-1)
-    if bool(lost.any()):  # too far below the others for a sum beside them
-        out[lost] = geometry.softmin(h[lost], eps, dim)
+    out = torch.empty_like(f if dim == 1 else g)
+    alone: list[int] = []
+    chosen = centres.tolist()
+    for centre in set(chosen):
+        near = [k for k, other in enumerate(chosen) if other == centre]
+        if len(near) == 1:
+            alone += near
+            continue
+        some = near if len(near) < len(h) else slice(None)
+        p, q = (f[centre], g[centre]) if dim == 1 else (g[centre], f[centre])
+        share = (h[some] - q).div_(eps)
+        top = share.amax(-1, keepdim=True)
+        share = exp(share.sub_(top)).mT.contiguous()
+        sums = geometry.apply(f[centre], g[centre], eps, share, dim).mT.contiguous()
+        out[some] = log(sums).add_(top).mul_(-eps).add_(p)
+        # a sum whose terms were too small for numbers might lack some that count
+        sound = (sums.amin(-1) >= _LEAST[h.dtype]) & (sums.amax(-1) < torch.inf)
+        alone += [k for k, good in zip(near, sound.tolist()) if not good]
+    for k in alone:
+        out[k] = geometry.softmin(h[k], eps, dim)
     return out

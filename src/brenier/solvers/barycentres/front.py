@@ -17,7 +17,6 @@ from ...geometry import Geometry, Ragged
 from ...geometry.pointcloud import read_cloud
 from ...plan import Plan
 from ...problem import Relative
-from ...solution import Solution
 from ..base import check_count, check_number, run
 from .bregman import Bregman
 from .free import FreeSupport
@@ -170,9 +169,8 @@ def _fixed(
         solver = Bregman(weights=target.weights, debiased=debiased, tol=tol, max_iter=max_iter or Bregman.max_iter)
         solution = run(target.problem, solver, warn=False, timeout=timeout)
         stats = dict(solution.stats)
-        b, status = stats.pop("b"), solution.status
+        b, value, status = stats.pop("b"), stats.pop("value"), solution.status
         plan, f, g = solution._plan, solution.f, solution.g
-        value = (target.weights * _each(solution, b, target.rho)).sum()
     like = target.problem.a
     return BarycentreSolution(
         None if points is None else kind.array(points),
@@ -187,15 +185,6 @@ def _fixed(
         target.weights,
         kind,
     )
-
-
-def _each(solution: Solution, b: Tensor, rho: Tensor | None) -> Tensor:
-    """What each measure adds to the value, (K,): with a rho, the price of missing the barycentre too."""
-    value = solution._value.double()
-    if rho is None:
-        return value
-    c, h = solution._marginals[1].double(), b.double()
-    return value + rho * (torch.special.xlogy(c, c) - torch.special.xlogy(c, h) - c + h).sum(-1)
 
 
 def _free(

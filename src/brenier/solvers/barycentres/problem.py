@@ -38,12 +38,10 @@ class Barycentre:
         problem: the transports as a batch (K,): rows are the points of the measures, columns the support. The side of
             the support is `Free()`, as b is what is sought.
         weights: (K,), of total 1.
-        rho: of soft marginals KL(rho) on both sides; None where they are exact.
     """
 
     problem: Problem
     weights: Tensor
-    rho: Tensor | None = None
 
     @classmethod
     def make(
@@ -67,7 +65,7 @@ class Barycentre:
             refuse("a", "measures of one mass", f"{float(mass.min()):.6g} to {float(mass.max()):.6g}", "Give a rho.")
         if problem.epsilon is not None and problem.epsilon.dim():  # Relative: one for all measures
             problem = replace(problem, epsilon=problem.epsilon.mean())
-        return cls(problem, w, None if rho is None else torch.as_tensor(rho, dtype=torch.float64))
+        return cls(problem, w)
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,8 @@ class BarycentreSolution:
     Attributes:
         points: of the support, (m, d); None where a cost matrix has none.
         b: masses, (m,).
-        value: what was minimised: the weighted sum of the transport problems, entropy and penalties included.
+        value: what was minimised: the weighted sum of the transport problems, entropy and penalties included; with an
+            epsilon by the dual, for masses on a given support.
         status: how it ended.
         stats: solver, iterations, seconds; `residual`, the distance of the last move of a free support in units of its
             spread, and `values`, its objective at each iteration, which never rises.
