@@ -1,0 +1,126 @@
+"""Transport without entropy between many rows and a few columns, whose marginals may be soft."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...geometry import CostMatrix
+from ...marginals import KL, Free, Marginal, Side, translation
+from ...problem import Problem
+from ..base import run
+from ..exact.simplex import NetworkSimplex
+
+__all__ = ["narrow_transport"]
+
+_SHRINK = 1 / 3  # of epsilon from one level to the next
+_LAST = 1e-5  # of the range of the costs: the last epsilon
+_LEVEL_TOL, _TOL = 1e-3, 1e-10  # marginal errors, in shares of the mass, at which a level and the last one are left
+_STEPS, _TRIALS = 50, 40  # of Newton's method at a level, and of one step's length
+_RISE = 1e-4  # share of the predicted rise that a step must bring
+_RIDGE = 1e-10  # added to the diagonal, in shares of it
+_ROUNDING = 1e-14
+
+
+def narrow_transport(
+    cost: Tensor,  # (n, r)
+    a: Tensor,  # (n,)
+    b: Tensor,  # (r,)
+    marginals: tuple[Marginal, Marginal],
+) -> Tensor:
+    r"""The plan (n, r) that minimises <P, C> + phi_a(P1) + phi_b(P^T 1), for r that is small.
+
+    Where both penalties are piecewise linear it is that of the network simplex, exact. With a KL it is that of the r
+    potentials of the columns which maximise the dual, smoothed by an epsilon that falls to 1e-5 of the range of the
+    costs: Newton's method on
+
+        phi_a^*(f) + phi_b^*(g),   f_i = -eps log sum_l exp((g_l - c_il) / eps).
+
+    Args:
+        cost: in float64.
+        a, b: weights of rows and columns, nonnegative.
+        marginals: both with piecewise linear penalties, or `KL` with `KL`, `Exact` or `Free`, one parameter for all
+            lines.
+
+    Complexity: that of the network simplex; or O(n r^2 + r^3) for a step of Newton's method, of which there are some
+    fifty. O(n r) memory.
+    """
+    left, right = marginals
+    if not (isinstance(left, KL) or isinstance(right, KL)):
+        plan = run(Problem(CostMatrix(cost), a, b, marginals), NetworkSimplex(), warn=False).plan
+        dense: Tensor = plan.dense()
+        return dense
+    if isinstance(left, Free):
+        return narrow_transport(cost.mT, b, a, (right, left)).mT
+    if isinstance(right, Free):
+        cheapest, place = cost.min(1)
+        return torch.nn.functional.one_hot(place, cost.shape[1]) * _asked(left, a, cheapest)[0].unsqueeze(-1)
+    return _scaled(cost, a, b, left, right)
+
+
+def _scaled(cost: Tensor, a: Tensor, b: Tensor, left: Marginal, right: Marginal) -> Tensor:
+    """The plan at the last epsilon, by way of larger ones."""
+    scale = float(cost.mean() - cost.min())
+    epsilon = scale = scale if scale > 0 else 1.0
+    g = torch.zeros_like(b)
+    while epsilon > _LAST * scale:
+        g = _risen(cost, a, b, (left, right), g, epsilon, _LEVEL_TOL)
+        epsilon *= _SHRINK
+    g = _risen(cost, a, b, (left, right), g, epsilon, _TOL)
+    f, shares = _transform(cost, g, epsilon)
+    plan = _asked(left, a, f)[0].unsqueeze(-1) * shares
+    if isinstance(right, KL):
+        return plan
+    columns = plan.sum(0)  # right to the tolerance; a soft left side takes the rest
+    return plan * torch.where(columns > 0, b / torch.where(columns > 0, columns, 1), 0)
+
+
+def _transform(cost: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The soft c-transform f (n,) of g, and where each row's mass then goes, (n, r)."""
+    heights = (g - cost) / epsilon
+    return -epsilon * torch.logsumexp(heights, 1), torch.softmax(heights, 1)
+
+
+def _asked(marginal: Marginal, weights: Tensor, potential: Tensor) -> tuple[Tensor, Tensor]:
+    """The mass that a marginal asks for at a potential, and how fast that falls as the potential rises."""
+    if not isinstance(marginal, KL):
+        return weights, torch.zeros_like(weights)
+    mass = weights * torch.exp(-potential / marginal.rho)
+    return mass, mass / marginal.rho
+
+
+def _risen(
+    cost: Tensor, a: Tensor, b: Tensor, marginals: tuple[Marginal, Marginal], g: Tensor, epsilon: float, tol: float
+) -> Tensor:
+    """The potentials of the columns that maximise the dual at an epsilon, by damped steps of Newton's method."""
+    left, right = marginals
+    sides = Side(a, a), Side(b, b)
+    f, shares = _transform(cost, g, epsilon)
+    for _ in range(_STEPS):
+        shift = translation(marginals, sides, f, g)
+        assert shift is not None
+        f, g = f + shift, g - shift  # which leaves the shares
+        (rows, slope), (cols, fall) = _asked(left, a, f), _asked(right, b, g)
+        sums = (rows.unsqueeze(-1) * shares).sum(0)
+        gradient = cols - sums
+        if float(gradient.abs().sum()) <= tol * float(cols.sum()):
+            break
+        curvature = shares.mT @ ((slope - rows / epsilon).unsqueeze(-1) * shares)
+        diagonal = sums / epsilon + fall
+        size = (sums + cols) / epsilon
+        curvature = curvature + torch.diag(diagonal + _RIDGE * size.clamp(min=_RIDGE * float(size.max())))
+        direction = torch.linalg.solve(curvature, gradient)
+        value, slack = left.dual(f, sides[0]) + right.dual(g, sides[1]), (cols * g).abs().sum() + (rows * f).abs().sum()
+        rise, step, taken = float(gradient @ direction), 1.0, False
+        for _ in range(_TRIALS):
+            ahead = g + step * direction
+            image, parts = _transform(cost, ahead, epsilon)
+            after = left.dual(image, sides[0]) + right.dual(ahead, sides[1])
+            taken = bool(after >= value + _RISE * step * rise - _ROUNDING * slack)
+            if taken:
+                f, g, shares = image, ahead, parts
+                break
+            step /= 2
+        if not taken:
+            break
+    return g
