@@ -168,3 +168,10 @@ def test_refuses_batches_grids_and_odd_numbers():
         solve(Grid(3, 3), solver="low-rank")
     with pytest.raises(InvalidInput, match="LowRank rank: expected a positive integer"):
         brenier.solvers.LowRank(rank=0)
+
+
+def test_negative_costs_are_descended_as_far():
+    x, y = cloud(60, 2, 1), cloud(60, 2, 2) + 0.5
+    cost = torch.cdist(x, y).square()
+    value = float(solve(CostMatrix(cost), solver=LowRank(rank=5)).value)
+    assert float(solve(CostMatrix(cost - 100), solver=LowRank(rank=5, tol=1e-7)).value) + 100 <= 1.05 * value

@@ -72,8 +72,6 @@ def check(solution, least):
 @pytest.mark.parametrize("marginals", LINEAR, ids=str)
 def test_linear_prices(marginals):
     x, y, a, b = unequal()
-    if marginals in ((TV(0.4), Exact()), (Free(), Exact()), (Exact(), Slack(0.2))):
-        b = b / 1.3
     least = optimum(x, y, a, b, marginals)
     full = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=30))
     assert float(full.value) == pytest.approx(least, rel=1e-9)
@@ -104,11 +102,12 @@ def test_kl(marginals):
 def test_groups_are_matched_and_outliers_left(marginals):
     x, y = groups(40)
     solution = solve(x, y, marginals=marginals, solver=LowRank(rank=4))
-    assert float(solution.value) <= 1.15 * optimum(x, y, *(torch.full((40,), 1 / 40).double(),) * 2, marginals)
+    even = torch.full((40,), 1 / 40, dtype=torch.float64)
+    assert float(solution.value) <= 1.15 * optimum(x, y, even, even, marginals)
     for sums in (solution.plan.row_sums(), solution.plan.col_sums()):
         assert float(sums[:2].max()) < 1e-9
         if not isinstance(marginals, Partial | KL):
-            torch.testing.assert_close(sums[4:], torch.full((36,), 1 / 40).double())
+            torch.testing.assert_close(sums[2:], even[2:])
 
 
 @pytest.mark.parametrize("marginals", [TV(1.0), KL(1.0), (Exact(), KL(1.0)), Partial(0.7)], ids=str)
@@ -160,8 +159,7 @@ def test_points_without_mass_float32_and_other_costs():
             solution = solve(x, y, a=a, b=b, cost=cost, marginals=marginals, solver=LowRank(rank=5))
             assert float(solution.plan.row_sums()[:3].abs().max()) < 1e-12
             assert float(solution.certificate.dual) <= float(solution.value)
-        single = (t.float() for t in (x, y, a, b))
-        solution = solve(*itertools.islice(single, 2), a=a.float(), b=b.float(), marginals=marginals, solver="low-rank")
+        solution = solve(x.float(), y.float(), a=a.float(), b=b.float(), marginals=marginals, solver="low-rank")
         assert solution.value.dtype == torch.float32
 
 
