@@ -15,7 +15,7 @@ __all__ = ["narrow_transport"]
 
 _SHRINK = 1 / 3  # of epsilon from one level to the next
 _LAST = 1e-5  # of the range of the costs: the last epsilon
-_LEVEL_TOL, _TOL = 1e-3, 1e-10  # marginal errors, in shares of the mass, at which a level and the last one are left
+_LEVEL_TOL, _TOL = 1e-5, 1e-8  # marginal errors, in shares of the mass, at which a level and the last one are left
 _STEPS, _TRIALS = 50, 40  # of Newton's method at a level, and of one step's length
 _RISE = 1e-4  # share of the predicted rise that a step must bring
 _RIDGE = 1e-10  # added to the diagonal, in shares of it
@@ -62,12 +62,16 @@ def _scaled(cost: Tensor, a: Tensor, b: Tensor, left: Marginal, right: Marginal)
     """The plan at the last epsilon, by way of larger ones."""
     scale = float(cost.mean() - cost.min())
     epsilon = scale = scale if scale > 0 else 1.0
-    g = torch.zeros_like(b)
-    while epsilon > _LAST * scale:
-        g = _risen(cost, a, b, (left, right), g, epsilon, _LEVEL_TOL)
-        epsilon *= _SHRINK
-    g = _risen(cost, a, b, (left, right), g, epsilon, _TOL)
+    g, last = torch.zeros_like(b), _LAST * scale
     f, shares = _transform(cost, g, epsilon)
+    while True:
+        found = _risen(cost, a, b, (left, right), g, epsilon, _LEVEL_TOL if epsilon > last else _TOL)
+        if found is None:  # beyond what float64 tells apart: the level above serves
+            break
+        f, g, shares = found
+        if epsilon <= last:
+            break
+        epsilon = max(epsilon * _SHRINK, last)
     plan = _asked(left, a, f)[0].unsqueeze(-1) * shares
     if isinstance(right, KL):
         return plan
@@ -91,8 +95,11 @@ def _asked(marginal: Marginal, weights: Tensor, potential: Tensor) -> tuple[Tens
 
 def _risen(
     cost: Tensor, a: Tensor, b: Tensor, marginals: tuple[Marginal, Marginal], g: Tensor, epsilon: float, tol: float
-) -> Tensor:
-    """The potentials of the columns that maximise the dual at an epsilon, by damped steps of Newton's method."""
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The potentials f and g that maximise the dual at an epsilon, and the shares, by damped steps of Newton's method.
+
+    None where they were not found.
+    """
     left, right = marginals
     sides = Side(a, a), Side(b, b)
     f, shares = _transform(cost, g, epsilon)
@@ -103,24 +110,24 @@ def _risen(
         (rows, slope), (cols, fall) = _asked(left, a, f), _asked(right, b, g)
         sums = (rows.unsqueeze(-1) * shares).sum(0)
         gradient = cols - sums
-        if float(gradient.abs().sum()) <= tol * float(cols.sum()):
-            break
+        error = float(gradient.abs().sum()) / max(float(cols.sum()), torch.finfo(cols.dtype).tiny)
+        if error <= tol:
+            return f, g, shares
         curvature = shares.mT @ ((slope - rows / epsilon).unsqueeze(-1) * shares)
-        diagonal = sums / epsilon + fall
         size = (sums + cols) / epsilon
-        curvature = curvature + torch.diag(diagonal + _RIDGE * size.clamp(min=_RIDGE * float(size.max())))
-        direction = torch.linalg.solve(curvature, gradient)
-        value, slack = left.dual(f, sides[0]) + right.dual(g, sides[1]), (cols * g).abs().sum() + (rows * f).abs().sum()
-        rise, step, taken = float(gradient @ direction), 1.0, False
+        ridge = _RIDGE * size.clamp(min=_RIDGE * float(size.max()))
+        direction = torch.linalg.solve(curvature + torch.diag(sums / epsilon + fall + ridge), gradient)
+        value = left.dual(f, sides[0]) + right.dual(g, sides[1])
+        rounding = _ROUNDING * ((cols * g).abs().sum() + (rows * f).abs().sum())
+        rise, step = float(gradient @ direction), 1.0
         for _ in range(_TRIALS):
             ahead = g + step * direction
             image, parts = _transform(cost, ahead, epsilon)
             after = left.dual(image, sides[0]) + right.dual(ahead, sides[1])
-            taken = bool(after >= value + _RISE * step * rise - _ROUNDING * slack)
-            if taken:
+            if bool(after >= value + _RISE * step * rise - rounding):
                 f, g, shares = image, ahead, parts
                 break
             step /= 2
-        if not taken:
+        else:
             break
-    return g
+    return (f, g, shares) if error <= _LEVEL_TOL else None

@@ -21,7 +21,9 @@ __all__ = ["LowRank", "LowRankState"]
 
 _SOFT = 0.9  # share of a point's mass that starts spread over all clusters
 _MELTED = 0.6  # and that is spread again when a plan is melted
+_FINE = 100  # clusters a side, at least, between which soft marginals are tried first
 _FLAT = 2  # steps in a row below the tolerance
+_TURNS = 20  # most turns of the sides in a descent: at a large rho they gain little each, and melting more
 
 
 class LowRankState(NamedTuple):
@@ -33,7 +35,7 @@ class LowRankState(NamedTuple):
     flat: int  # steps in a row that gained less than the tolerance
     descents: int  # that have ended
     gain: float  # of the last step, relative
-    settled: bool  # whether clusters are, so that the masses of soft marginals are in turn
+    turns: int | None  # of the sides of soft marginals, once clusters are settled; None before
 
     @property
     def value(self) -> float:
@@ -132,27 +134,29 @@ class LowRank(Solver[LowRankState]):
     # -- the contract of a solver ----------------------------------------------------------------------------
 
     def init(self, problem: Problem) -> LowRankState:
-        return LowRankState(None, None, 1.0, 0, 0, float("inf"), False)
+        return LowRankState(None, None, 1.0, 0, 0, float("inf"), None)
 
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:
         problem = problem.double()
         if state.current is None:
             current = self._start(problem, state) if state.best is None else self._next(problem, state, state.best)
-            return state._replace(current=current, scale=1.0, flat=0, gain=float("inf"), settled=False)
+            return state._replace(current=current, scale=1.0, flat=0, gain=float("inf"), turns=None)
         before, scale = state.current, state.scale
-        if state.settled:
+        turns = state.turns
+        if turns is not None:
+            turns += 1
             after = refitted(problem, before)
         else:
             clusters, scale = descended(between(problem, before.a, before.b), before.clusters, scale)
             after = before._replace(clusters=clusters)
         gain = (before.value - after.value) / abs(before.value) if after.value < before.value else 0.0
         flat = state.flat + 1 if gain <= self.tol else 0
-        state = state._replace(current=after, scale=scale, flat=flat, gain=gain)
-        if flat < _FLAT and gain > 0:
+        state = state._replace(current=after, scale=scale, flat=flat, gain=gain, turns=turns)
+        if flat < _FLAT and gain > 0 and turns != _TURNS:
             return state
-        if state.settled or problem.balanced:
+        if turns is not None or problem.balanced:
             return _ended(problem, state, after)
-        return state._replace(current=hardened(problem, after), flat=0, settled=True)
+        return state._replace(current=hardened(problem, after), flat=0, turns=0)
 
     def terminate(self, problem: Problem, state: LowRankState) -> tuple[Status, ...] | None:
         rank = self._rank(problem)
@@ -173,40 +177,45 @@ class LowRank(Solver[LowRankState]):
 
     def _start(self, problem: Problem, state: LowRankState) -> Weighted:
         """Clusters by k-means on each side, softened."""
-        rank, logs = self._rank(problem), []
+        rank = self._rank(problem)
         if rank == max(problem.shape):
             if problem.balanced:  # a cluster for each point: exact transport
                 eyes = (torch.eye(n, rank).to(problem.a).log() for n in problem.shape)
                 return weighted(problem, problem.a, problem.b, *eyes)
             return whole(problem, rank)
-        generator = torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
-        for points, weights in zip(features(problem), (problem.a, problem.b)):
-            label = k_means(points, weights, rank, generator)
-            logs.append(torch.nn.functional.one_hot(label, rank).to(points))
-        return _softened(problem, *_first_masses(problem, state.descents, *logs), *logs, _SOFT)
+        masses, generator = self._masses(problem, state), self._generator(state)
+        labels = [k_means(points, mass, rank, generator) for points, mass in zip(features(problem), masses)]
+        shares = (torch.nn.functional.one_hot(label, rank).to(problem.a) for label in labels)
+        return _softened(problem, *masses, *shares, _SOFT)
 
     def _next(self, problem: Problem, state: LowRankState, best: Weighted) -> Weighted:
-        """The next start from k-means, or the best plan so far, melted; its masses, or all anew, in turn."""
+        """The next start from k-means, or the best plan so far, melted, with its masses or others in turn."""
         if state.descents < self.starts:
             return self._start(problem, state)
         shares = best.clusters.log_x.exp(), best.clusters.log_y.exp()
-        if not problem.balanced and (state.descents - self.starts) % 2 == 0:
-            return _softened(problem, *_first_masses(problem, 0, *shares), *shares, _MELTED)
-        return _softened(problem, best.a, best.b, *shares, _MELTED)
+        anew = (state.descents - self.starts) % 2 == 0
+        masses = self._masses(problem, state) if anew else (best.a, best.b)
+        return _softened(problem, *masses, *shares, _MELTED)
 
+    def _generator(self, state: LowRankState) -> torch.Generator:
+        return torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
 
-def _first_masses(problem: Problem, number: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Masses to begin with: those that transport between clusters takes, or the weights in equal shares."""
-    if problem.balanced:
-        return problem.a, problem.b
-    if number % 2 == 0:
-        a, b = offered(problem, x, y)
+    def _masses(self, problem: Problem, state: LowRankState) -> tuple[Tensor, Tensor]:
+        """Masses to begin with: those that transport between many small clusters takes."""
+        if problem.balanced:
+            return problem.a, problem.b
+        shares, generator = [], self._generator(state)
+        for points, weights in zip(features(problem), (problem.a, problem.b)):
+            count = min(len(weights), max(_FINE, self.rank))
+            label = k_means(points, weights, count, generator)
+            shares.append(torch.nn.functional.one_hot(label, count).to(weights))
+        a, b = offered(problem, *shares)
         if float(a.sum()) > 0:
             return a, b
-    fixed = [t for t in (p.total(side) for p, side in zip(problem.marginals, problem.sides)) if t is not None]
-    totals = problem.a.sum(), problem.b.sum()
-    mass = fixed[0] if fixed else torch.minimum(*totals)
-    return problem.a * (mass / totals[0]), problem.b * (mass / totals[1])
+        fixed = [t for t in (p.total(side) for p, side in zip(problem.marginals, problem.sides)) if t is not None]
+        totals = problem.a.sum(), problem.b.sum()
+        mass = fixed[0] if fixed else torch.minimum(*totals)
+        return problem.a * (mass / totals[0]), problem.b * (mass / totals[1])
 
 
 def _softened(problem: Problem, a: Tensor, b: Tensor, x: Tensor, y: Tensor, soft: float) -> Weighted:
