@@ -27,7 +27,7 @@ def value(cost, plan, a, b, rho):
 def test_kl_reaches_the_optimum(rho, seed):
     cost, a, b = problem(seed=seed)
     marginals = tuple(Exact() if p is None else KL(p) for p in rho)
-    plan = narrow_transport(cost, a, b, marginals)
+    plan, _ = narrow_transport(cost, a, b, marginals)
     assert float(plan.min()) >= 0
     for price, mass, weight in zip(rho, (plan.sum(1), plan.sum(0)), (a, b)):
         if price is None:
@@ -39,23 +39,23 @@ def test_kl_reaches_the_optimum(rho, seed):
 def test_large_rho_is_balanced_transport():
     cost, a, b = problem()
     b = b / b.sum()
-    plan = narrow_transport(cost, a, b, (KL(1e5), KL(1e5)))
+    plan, _ = narrow_transport(cost, a, b, (KL(1e5), KL(1e5)))
     assert float((cost * plan).sum()) == pytest.approx(lp_value(cost.numpy(), a.numpy(), b.numpy()), rel=1e-3)
     assert float((plan.sum(1) - a).abs().max()) < 1e-5
 
 
 def test_a_free_side_takes_the_nearest():
     cost, a, b = problem()
-    plan = narrow_transport(cost, a, b, (KL(2.0), Free()))
+    plan, _ = narrow_transport(cost, a, b, (KL(2.0), Free()))
     expected = torch.zeros_like(cost)
     expected[torch.arange(24), cost.argmin(1)] = a * torch.exp(-cost.amin(1) / 2)
     torch.testing.assert_close(plan, expected)
-    torch.testing.assert_close(narrow_transport(cost.mT, b, a, (Free(), KL(2.0))), expected.mT)
+    torch.testing.assert_close(narrow_transport(cost.mT, b, a, (Free(), KL(2.0)))[0], expected.mT)
 
 
 def test_linear_prices_go_to_the_simplex():
     cost, a, b = problem()
-    plan = narrow_transport(cost, a, b, (TV(0.5), TV(0.5)))
+    plan, _ = narrow_transport(cost, a, b, (TV(0.5), TV(0.5)))
     expected = solve(CostMatrix(cost), a=a, b=b, marginals=TV(0.5))
     torch.testing.assert_close(plan, expected.plan.dense())
 
@@ -63,12 +63,12 @@ def test_linear_prices_go_to_the_simplex():
 def test_rows_without_mass_one_column_and_far_points():
     cost, a, b = problem()
     a[:3] = 0
-    plan = narrow_transport(cost, a, b, (KL(1.0), KL(1.0)))
+    plan, _ = narrow_transport(cost, a, b, (KL(1.0), KL(1.0)))
     assert float(plan[:3].abs().max()) == 0
-    one = narrow_transport(cost[:, :1], a, b[:1], (KL(1.0), KL(2.0)))
+    one, _ = narrow_transport(cost[:, :1], a, b[:1], (KL(1.0), KL(2.0)))
     # P_i = a_i exp(-(c_i - g) / rho_a) with mass b exp(-g / rho_b) on both sides
     shape = a * torch.exp(-cost[:, 0])
     g = float(torch.log(b[0] / shape.sum())) / (1 + 1 / 2)
     torch.testing.assert_close(one[:, 0], shape * np.exp(g))
-    far = narrow_transport(cost + 1e5, a, b, (KL(1.0), KL(1.0)))
+    far, _ = narrow_transport(cost + 1e5, a, b, (KL(1.0), KL(1.0)))
     assert float(far.sum()) == 0  # exp(-1e5 / 2)

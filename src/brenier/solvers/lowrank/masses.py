@@ -26,6 +26,7 @@ class Weighted(NamedTuple):
     b: Tensor  # (m,)
     clusters: Clusters
     penalty: float
+    prices: tuple[Tensor | None, Tensor | None] = (None, None)  # (r,) potentials of the clusters in the last turns
 
     @property
     def value(self) -> float:
@@ -74,13 +75,13 @@ def offered(problem: Problem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     left, right = problem.marginals
     mean = (Q / Q.sum(0)).mT @ problem.geometry.product(R / R.sum(0))
     weights = _pooled(left, problem.a, problem.a, Q), _pooled(right, problem.b, problem.b, R)
-    T = narrow_transport(mean, *weights, problem.marginals)
+    T, _ = narrow_transport(mean, *weights, problem.marginals)
     return (Q / Q.sum(0)) @ T.sum(1), (R / R.sum(0)) @ T.sum(0)
 
 
 def whole(problem: Problem, rank: int) -> Weighted:
     """The best plan of all, where the rank is no bound: a cluster for each column."""
-    plan = narrow_transport(problem.geometry.tile(), problem.a, problem.b, problem.marginals)
+    plan, _ = narrow_transport(problem.geometry.tile(), problem.a, problem.b, problem.marginals)
     a, b = plan.sum(1), plan.sum(0)
     n, m = problem.shape
     shares = torch.zeros(n, rank).to(plan)
@@ -96,17 +97,17 @@ def refitted(problem: Problem, s: Weighted) -> Weighted:
     turn raises the cost.
     """
     assert isinstance(problem.geometry, PairGeometry)
-    found = _turned(problem, s.clusters.image, s.b, s.clusters.log_y)
+    found = _turned(problem, s.clusters.image, s.b, s.clusters.log_y, s.prices[1])
     if found is not None:
-        a, log_x, b, log_y = found
+        (a, log_x), (b, log_y), g = found
         after = weighted(problem, a, b, log_x, log_y)
-        s = after if after.value < s.value else s
-    Q = s.a.unsqueeze(-1) * s.clusters.log_x.exp()
-    found = _turned(problem.T, problem.geometry.T.product(Q / positive(s.clusters.p)), s.a, s.clusters.log_x)
+        s = (after if after.value < s.value else s)._replace(prices=(s.prices[0], g))
+    image = problem.geometry.T.product(s.a.unsqueeze(-1) * s.clusters.log_x.exp() / positive(s.clusters.p))
+    found = _turned(problem.T, image, s.a, s.clusters.log_x, s.prices[0])
     if found is not None:
-        b, log_y, a, log_x = found
+        (b, log_y), (a, log_x), f = found
         after = weighted(problem, a, b, log_x, log_y)
-        s = after if after.value < s.value else s
+        s = (after if after.value < s.value else s)._replace(prices=(f, s.prices[1]))
     return s
 
 
@@ -117,9 +118,9 @@ def hardened(problem: Problem, s: Weighted) -> Weighted:
 
 
 def _turned(
-    problem: Problem, image: Tensor, b: Tensor, log_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Masses and memberships of both sides, (a, log_x, b, log_y), after the turn of x; None without clusters of y.
+    problem: Problem, image: Tensor, b: Tensor, log_y: Tensor, prices: Tensor | None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor] | None:
+    """Masses and log memberships of x and of y after the turn of x, and the potentials of the clusters of y, if any.
 
     Points that move nothing are members of the cluster nearest to them.
     """
@@ -130,11 +131,13 @@ def _turned(
     left, right = problem.marginals
     weights = _pooled(right, problem.b, b, R[:, cols])
     W = torch.zeros_like(image)
-    W[:, cols] = narrow_transport(image[:, cols], problem.a, weights, (left, right))
+    before = None if prices is None else prices[cols]
+    W[:, cols], found = narrow_transport(image[:, cols], problem.a, weights, (left, right), before)
+    prices = torch.zeros_like(R[0]).index_put((cols,), found)
     nearest = torch.zeros_like(image)
     nearest[torch.arange(len(image), device=image.device), cols[image[:, cols].argmin(1)]] = 1
-    a, log_x = _grown(W, W.sum(0), nearest.log())
-    return a, log_x, *_grown(R, W.sum(0), log_y)
+    p = W.sum(0)
+    return _grown(W, p, nearest.log()), _grown(R, p, log_y), prices
 
 
 def _grown(Q: Tensor, p: Tensor, log_x: Tensor) -> tuple[Tensor, Tensor]:

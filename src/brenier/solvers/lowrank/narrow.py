@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...geometry import CostMatrix
-from ...marginals import KL, Free, Marginal, Side, translation
+from ...marginals import KL, Free, Marginal, Partial, Side, translation
 from ...problem import Problem
 from ..base import run
 from ..exact.simplex import NetworkSimplex
@@ -15,6 +15,7 @@ __all__ = ["narrow_transport"]
 
 _SHRINK = 1 / 3  # of epsilon from one level to the next
 _LAST = 1e-5  # of the range of the costs: the last epsilon
+_WARM = 1e-3  # and the first one where potentials are given
 _LEVEL_TOL, _TOL = 1e-5, 1e-8  # marginal errors, in shares of the mass, at which a level and the last one are left
 _STEPS, _TRIALS = 50, 40  # of Newton's method at a level, and of one step's length
 _RISE = 1e-4  # share of the predicted rise that a step must bring
@@ -27,8 +28,9 @@ def narrow_transport(
     a: Tensor,  # (n,)
     b: Tensor,  # (r,)
     marginals: tuple[Marginal, Marginal],
-) -> Tensor:
-    r"""The plan (n, r) that minimises <P, C> + phi_a(P1) + phi_b(P^T 1), for r that is small.
+    g: Tensor | None = None,  # (r,)
+) -> tuple[Tensor, Tensor]:
+    r"""The plan (n, r) that minimises <P, C> + phi_a(P1) + phi_b(P^T 1), for r that is small, and its g.
 
     Where both penalties are piecewise linear it is that of the network simplex, exact. With a KL it is that of the r
     potentials of the columns which maximise the dual, smoothed by an epsilon that falls to 1e-5 of the range of the
@@ -41,31 +43,40 @@ def narrow_transport(
         a, b: weights of rows and columns, nonnegative.
         marginals: both with piecewise linear penalties, or `KL` with `KL`, `Exact` or `Free`, one parameter for all
             lines.
+        g: potentials of the columns to start from.
 
     Complexity: that of the network simplex; or O(n r^2 + r^3) for a step of Newton's method, of which there are some
     fifty. O(n r) memory.
     """
     left, right = marginals
     if not (isinstance(left, KL) or isinstance(right, KL)):
-        plan = run(Problem(CostMatrix(cost), a, b, marginals), NetworkSimplex(), warn=False).plan
-        dense: Tensor = plan.dense()
-        return dense
-    if isinstance(left, Free):
-        return narrow_transport(cost.mT, b, a, (right, left)).mT
+        if any(isinstance(p, Partial) for p in marginals):  # the potential of its mass is not among those given
+            g = None
+        solution = run(Problem(CostMatrix(cost), a, b, marginals), NetworkSimplex(g=g), warn=False)
+        return solution.plan.dense(), solution.g
+    if isinstance(left, Free):  # the columns' potentials are those at which nothing more is worth taking
+        cheapest, place = cost.min(0)
+        mass = _asked(right, b, cheapest)[0]
+        return torch.zeros_like(cost).index_put((place, torch.arange(len(b), device=b.device)), mass), cheapest
     if isinstance(right, Free):
         cheapest, place = cost.min(1)
-        return torch.nn.functional.one_hot(place, cost.shape[1]) * _asked(left, a, cheapest)[0].unsqueeze(-1)
-    return _scaled(cost, a, b, left, right)
+        plan = torch.nn.functional.one_hot(place, len(b)) * _asked(left, a, cheapest)[0].unsqueeze(-1)
+        return plan, torch.zeros_like(b)
+    return _scaled(cost, a, b, marginals, g)
 
 
-def _scaled(cost: Tensor, a: Tensor, b: Tensor, left: Marginal, right: Marginal) -> Tensor:
-    """The plan at the last epsilon, by way of larger ones."""
+def _scaled(
+    cost: Tensor, a: Tensor, b: Tensor, marginals: tuple[Marginal, Marginal], g: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The plan at the last epsilon, by way of larger ones, and its g."""
+    left, right = marginals
     scale = float(cost.mean() - cost.min())
-    epsilon = scale = scale if scale > 0 else 1.0
-    g, last = torch.zeros_like(b), _LAST * scale
+    scale = scale if scale > 0 else 1.0
+    epsilon, last = (scale if g is None else _WARM * scale), _LAST * scale
+    g = torch.zeros_like(b) if g is None else g
     f, shares = _transform(cost, g, epsilon)
     while True:
-        found = _risen(cost, a, b, (left, right), g, epsilon, _LEVEL_TOL if epsilon > last else _TOL)
+        found = _risen(cost, a, b, marginals, g, epsilon, _LEVEL_TOL if epsilon > last else _TOL)
         if found is None:  # beyond what float64 tells apart: the level above serves
             break
         f, g, shares = found
@@ -74,9 +85,9 @@ def _scaled(cost: Tensor, a: Tensor, b: Tensor, left: Marginal, right: Marginal)
         epsilon = max(epsilon * _SHRINK, last)
     plan = _asked(left, a, f)[0].unsqueeze(-1) * shares
     if isinstance(right, KL):
-        return plan
+        return plan, g
     columns = plan.sum(0)  # right to the tolerance; a soft left side takes the rest
-    return plan * torch.where(columns > 0, b / torch.where(columns > 0, columns, 1), 0)
+    return plan * torch.where(columns > 0, b / torch.where(columns > 0, columns, 1), 0), g
 
 
 def _transform(cost: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,8 @@ class LowRank(Solver[LowRankState]):
         s = min((s for s in (state.current, state.best) if s is not None), key=lambda s: s.value)
         stats: dict[str, Any] = {"rank": self._rank(problem), "descents": state.descents}
         plan = s.clusters.plan(problem.geometry, s.a, s.b)
-        return Outcome(plan, *coarse_potentials(problem.double(), self.sample), stats)
+        moved = None if problem.balanced else (s.a, s.b)
+        return Outcome(plan, *coarse_potentials(problem.double(), self.sample, moved=moved), stats)
 
     def _rank(self, problem: Problem) -> int:
         return min(self.rank, max(problem.shape))
