@@ -27,6 +27,11 @@ LINEAR = [
 SMOOTH = [KL(1.0), KL(0.2), (Exact(), KL(0.5)), (KL(0.5), Exact()), (KL(2.0), Free()), (Free(), KL(2.0))]
 
 
+def low(rank):
+    """A solver that is quicker than the default, and nearly as good."""
+    return LowRank(rank=rank, starts=1, melts=1)
+
+
 def unequal(n=25, m=30):
     """Two clouds of different masses."""
     return cloud(n, 2, 1), cloud(m, 2, 2) + 0.5, weights(n, 3), 1.3 * weights(m, 4)
@@ -44,8 +49,8 @@ def groups(n, seed=1):
 
 def optimum(x, y, a, b, marginals):
     """The least objective of all plans."""
-    if isinstance(marginals, KL) or isinstance(marginals, tuple) and any(isinstance(p, KL) for p in marginals):
-        pair = marginals if isinstance(marginals, tuple) else (marginals, marginals)
+    pair = marginals if isinstance(marginals, tuple) else (marginals, marginals)
+    if any(isinstance(p, KL) for p in pair):
         cost = torch.cdist(x, y).square().numpy()
         if Free() in pair:  # each point of the other side goes to its nearest
             rows = isinstance(pair[1], Free)
@@ -76,7 +81,8 @@ def test_linear_prices(marginals):
     full = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=30))
     assert float(full.value) == pytest.approx(least, rel=1e-9)
     check(full, least)
-    values = [solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=r)) for r in (24, 6, 2)]
+    solvers = LowRank(rank=24), low(6), low(2)
+    values = [solve(x, y, a=a, b=b, marginals=marginals, solver=s) for s in solvers]
     for solution in values:
         check(solution, least)
     size = max(least, 1e-3)
@@ -91,7 +97,8 @@ def test_kl(marginals):
     full = solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=14))
     assert least * (1 - 1e-9) <= float(full.value) <= least * (1 + 1e-3)
     check(full, least)
-    values = [solve(x, y, a=a, b=b, marginals=marginals, solver=LowRank(rank=r)) for r in (11, 4, 2)]
+    solvers = low(11), low(4), low(2)
+    values = [solve(x, y, a=a, b=b, marginals=marginals, solver=s) for s in solvers]
     for solution in values:
         check(solution, least)
     assert float(values[0].value) <= 1.1 * least
@@ -119,7 +126,7 @@ def test_the_objective_never_rises(marginals):
             values.append((state.descents, state.current.value))
 
     x, y = cloud(60, 2, 1), cloud(60, 2, 2) + 0.5
-    solution = solve(x, y, marginals=marginals, solver=LowRank(rank=6), callback=look)
+    solution = solve(x, y, marginals=marginals, solver=low(6), callback=look)
     assert len(values) > 20
     assert all(t <= s * (1 + 1e-12) for (i, s), (j, t) in itertools.pairwise(values) if i == j)
     assert float(solution.value) <= min(v for _, v in values) * (1 + 1e-9)
@@ -127,11 +134,11 @@ def test_the_objective_never_rises(marginals):
 
 @pytest.mark.parametrize("marginals", [TV(50.0), KL(1e4), (Exact(), KL(1e4))], ids=str)
 def test_large_rho_is_the_balanced_problem(marginals):
-    x, y = cloud(60, 2, 1), cloud(60, 2, 2) + 0.5
+    x, y = cloud(40, 2, 1), cloud(40, 2, 2) + 0.5
     balanced = solve(x, y, solver=LowRank(rank=6))
-    soft = solve(x, y, marginals=marginals, solver=LowRank(rank=6))
+    soft = solve(x, y, marginals=marginals, solver=LowRank(rank=6, melts=2))
     assert float(soft.value) == pytest.approx(float(balanced.value), rel=0.02)  # local optima differ
-    assert float((soft.plan.row_sums() - 1 / 60).abs().sum()) < 2e-3
+    assert float((soft.plan.row_sums() - 1 / 40).abs().sum()) < 2e-3
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -156,10 +163,10 @@ def test_points_without_mass_float32_and_other_costs():
     a = torch.cat([torch.zeros(3, dtype=torch.float64), a[3:]])
     for marginals in (TV(0.7), KL(0.7)):
         for cost in ("euclidean", "cosine"):
-            solution = solve(x, y, a=a, b=b, cost=cost, marginals=marginals, solver=LowRank(rank=5))
+            solution = solve(x, y, a=a, b=b, cost=cost, marginals=marginals, solver=low(5))
             assert float(solution.plan.row_sums()[:3].abs().max()) < 1e-12
             assert float(solution.certificate.dual) <= float(solution.value)
-        solution = solve(x.float(), y.float(), a=a.float(), b=b.float(), marginals=marginals, solver="low-rank")
+        solution = solve(x.float(), y.float(), a=a.float(), b=b.float(), marginals=marginals, solver=low(5))
         assert solution.value.dtype == torch.float32
 
 

@@ -168,7 +168,7 @@ def _pooled(marginal: Marginal, weights: Tensor, mass: Tensor, Q: Tensor) -> Ten
         excess = torch.where(used, torch.where(used, mass / positive(weights), 1).log(), 0)
         return p * torch.exp(-(Q * excess.unsqueeze(-1)).sum(0) / p)
     room = torch.where(used, weights / torch.where(used, mass, 1), 1).unsqueeze(-1)
-    members = Q > _MEMBER * p
+    members = Q / p > _MEMBER
     least, most = torch.where(members, room, torch.inf).amin(0), torch.where(members, room, 0).amax(0)
     if isinstance(marginal, TV):
         return p * torch.where(least >= 1, least, torch.where(most <= 1, most, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -186,8 +187,8 @@ class LowRank(Solver[LowRankState]):
             return whole(problem, rank)
         masses, generator = self._masses(problem, state), self._generator(state)
         labels = [k_means(points, mass, rank, generator) for points, mass in zip(features(problem), masses)]
-        shares = (torch.nn.functional.one_hot(label, rank).to(problem.a) for label in labels)
-        return _softened(problem, *masses, *shares, _SOFT)
+        shares = tuple(torch.nn.functional.one_hot(label, rank).to(problem.a) for label in labels)
+        return _softened(problem, masses, shares, _SOFT)
 
     def _next(self, problem: Problem, state: LowRankState, best: Weighted) -> Weighted:
         """The next start from k-means, or the best plan so far, melted, with its masses or others in turn."""
@@ -196,7 +197,7 @@ class LowRank(Solver[LowRankState]):
         shares = best.clusters.log_x.exp(), best.clusters.log_y.exp()
         anew = (state.descents - self.starts) % 2 == 0
         masses = self._masses(problem, state) if anew else (best.a, best.b)
-        return _softened(problem, *masses, *shares, _MELTED)
+        return _softened(problem, masses, shares, _MELTED)
 
     def _generator(self, state: LowRankState) -> torch.Generator:
         return torch.Generator().manual_seed(state.descents) if self.generator is None else self.generator
@@ -219,9 +220,9 @@ class LowRank(Solver[LowRankState]):
         return problem.a * (mass / totals[0]), problem.b * (mass / totals[1])
 
 
-def _softened(problem: Problem, a: Tensor, b: Tensor, x: Tensor, y: Tensor, soft: float) -> Weighted:
+def _softened(problem: Problem, masses: Sequence[Tensor], shares: Sequence[Tensor], soft: float) -> Weighted:
     """The plan of clusters of which a part of each point is spread over all."""
-    return weighted(problem, a, b, softened(x, soft), softened(y, soft))
+    return weighted(problem, *masses, *(softened(s, soft) for s in shares))
 
 
 def _ended(problem: Problem, state: LowRankState, s: Weighted) -> LowRankState:
