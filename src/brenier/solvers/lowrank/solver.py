@@ -62,9 +62,9 @@ class LowRank(Solver[LowRankState]):
 
     Soft marginals add phi_a(P1) + phi_b(P^T 1). A start takes the masses that transport between a hundred clusters a
     side moves, with the same marginals; the descent keeps them. Then the sides take turns: for given clusters of y,
-    P = W V^T with W (n, r) and the laws V (m, r) of the points in each, the best W is transport from points to clusters,
-    solved as such with the marginal of x and that of y on clusters: masses and memberships of x at once. No turn raises
-    the objective.
+    P = W V^T with W (n, r) and the laws V (m, r) of the points in each, the best W is transport from points to
+    clusters, solved as such with the marginal of x and that of y on clusters: masses and memberships of x at once. No
+    turn raises the objective.
 
     The plan is a `FactoredPlan`, whose exact marginals are met to rounding, and so its objective is an upper bound on
     the optimum. The potentials are a guess from a sample of the points, from which `certificate` proves a lower bound
