@@ -31,6 +31,7 @@ from .structure import Quadratic, dense
 __all__ = ["GromovBarycentre", "gromov_barycentre", "gromov_wasserstein", "read_structure"]
 
 Inner = str | Cost | Callable[[Tensor, Tensor], Tensor]
+_STARTS = 2
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "conditional-gradient": ConditionalGradient,
     "proximal": Proximal,
@@ -54,7 +55,7 @@ def gromov_wasserstein(
     epsilon: float | Relative | Tensor | None = None,
     marginals: Marginal | tuple[Marginal, Marginal] = (Exact(), Exact()),
     solver: str | Solver[Any] = "auto",
-    starts: int | Sequence[Any] | Plan = 2,
+    starts: int | Sequence[Any] | Plan | None = None,
     tol: float | None = None,
     max_iter: int | None = None,
     throw: bool = False,
@@ -92,7 +93,7 @@ def gromov_wasserstein(
             object. "auto" is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` and
             `LowRankGromov(rank)` are for large clouds.
         starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix
-            (n, m) or a sequence of these, which are then all there are.
+            (n, m) or a sequence of these, which are then all there are. Two when None, or what the solver has.
         tol: of the local solver.
         max_iter: linear problems for each start.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -149,9 +150,10 @@ def gromov_wasserstein(
     chosen, reason = _choose(solver, problem)
     local = tuned(chosen, tol, max_iter, None, generator)
     plans: tuple[Plan, ...] = ()
+    count = local.starts if isinstance(local, Quantized | LowRankGromov) else _STARTS
     if isinstance(starts, int) and is_count(starts):
         count = starts
-    else:
+    elif starts is not None:
         given = [starts] if isinstance(starts, Plan | Tensor | np.ndarray) else starts
         if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
             refuse("starts", "a positive integer, or plans to start from", repr(starts))
@@ -162,7 +164,7 @@ def gromov_wasserstein(
             refuse(
                 "starts", f"a number for solver={local.name!r}", "plans", "They would be between anchors or clusters."
             )
-        top: Solver[Any] = replace(local, starts=count, generator=generator)
+        top: Solver[Any] = replace(local, starts=count)
     else:
         top = MultiStart(max_iter=count, solver=local, plans=plans, generator=generator)
     solution = run(

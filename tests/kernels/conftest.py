@@ -17,7 +17,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = set()
     for item in items:
         chosen = getattr(item, "callspec", None)
-        if chosen is None or "triton" not in chosen.params.values():
+        # arrays among the parameters do not compare to one truth value
+        if chosen is None or not any(isinstance(value, str) and value == "triton" for value in chosen.params.values()):
             continue
         if chosen.params.get("kind") in ("matrix", "columns"):  # which the reference has on a GPU
             left_out.add(id(item))

@@ -67,7 +67,7 @@ PRESETS = {
     "quick": ConditionalMongeGapConfig(
         "quick", (100,), max_iter=400, single_iter=300, singles=(2, 2), pairs_iter=800, n_pairs=12
     ),
-    "full": ConditionalMongeGapConfig("full", tuple(range(100, 103))),
+    "full": ConditionalMongeGapConfig("full", tuple(range(100, 105))),
 }
 
 

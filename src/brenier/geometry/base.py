@@ -14,6 +14,7 @@ from ..errors import refuse
 from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
 from .memory import LIMIT, NARROW_ACCURACY, NARROW_LIMIT, GibbsMemory
+from .single import LEAST, SingleSums
 
 __all__ = ["Geometry", "Lines", "PairGeometry", "Support"]
 
@@ -40,6 +41,7 @@ class Geometry(ABC):
     batch_shape: torch.Size
     kind: Kind = Kind()  # of what the user handed in
     memory: GibbsMemory | None = None
+    single: SingleSums | None = None
 
     # What a subclass must know
 
@@ -127,11 +129,12 @@ class Geometry(ABC):
         return self.with_tensors(*(t.detach() for t in self.tensors))
 
     def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
-        """The same geometry for many soft transforms at one epsilon, which may keep its kernel in `memory`.
+        """The same geometry for many soft transforms at one epsilon: with its kernel in `memory`, or `single` sums.
 
         For a loop without gradients; what is kept goes with the object that this returns. O(1) memory, as a few million
         entries at most are kept; but beside a cost matrix a copy of half its size, rounded to float32, where that
-        accuracy, relative to the masses, is enough.
+        accuracy, relative to the masses, is enough. Clouds in float64 that are too large for that are copied to
+        float32.
         """
         return self
 
@@ -215,9 +218,17 @@ class PairGeometry(Geometry):
         if narrow and not (
             self._stored and self.dtype == torch.float64 and accuracy >= NARROW_ACCURACY and pairs <= NARROW_LIMIT
         ):
-            return self
+            return self._with_single(pairs)
         out = self.detach()
         out.memory = GibbsMemory(self.detach(), epsilon.detach(), narrow)
+        return out
+
+    def _with_single(self, pairs: int) -> Geometry:
+        if self._stored or self.dtype != torch.float64 or pairs < LEAST or not self.fused:
+            return self
+        out = self.detach()
+        single = SingleSums(out)
+        out.single = single if single.finite else None
         return out
 
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:

@@ -16,6 +16,7 @@ from ..kernels import engine as kernels
 from ..kernels.reference import Blocks, Pairs
 from .base import Geometry, Lines, Support
 from .pointcloud import PointCloud, read_cloud
+from .single import LEAST, SingleSums
 
 __all__ = ["Ragged"]
 
@@ -106,6 +107,18 @@ def _means(points: Tensor, starts: Tensor) -> Tensor:
     """The mean of the points of each problem, (problems, d), in float64 and without a gradient."""
     with torch.no_grad():
         return torch.segment_reduce(points.double(), "mean", offsets=starts.to(points.device), axis=0)
+
+
+class _PackedSums(SingleSums):
+    """Those of the packed points, for padded potentials."""
+
+    def __init__(self, cloud: PointCloud, rows: _Side, cols: _Side) -> None:
+        super().__init__(cloud)
+        self._lines = rows, cols
+
+    def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
+        rows, cols = self._lines if dim % 2 else self._lines[::-1]
+        return rows.repeat(super().softmin(cols.pack(h), epsilon, dim))
 
 
 class Ragged(Geometry):
@@ -274,6 +287,15 @@ class Ragged(Geometry):
         out = weights_tensor(weights, side.longest, name, self.tensors[0])
         if bool((out.detach() > 0).expand_as(side.real)[~side.real].any()):
             refuse(name, "no mass on padding", "some", "Give a list of weights, or zeros beyond each cloud's end.")
+        return out
+
+    def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
+        pairs = int((self._rows.starts.diff() * self._cols.starts.diff()).sum())
+        if self.dtype != torch.float64 or pairs < LEAST or not self._cloud.fused:
+            return self
+        out = self.detach()
+        single = _PackedSums(out._cloud, self._rows, self._cols)
+        out.single = single if single.finite else None
         return out
 
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:

@@ -33,7 +33,7 @@ choice: ContextVar[str] = ContextVar("brenier_engine", default="auto")
 accuracy: ContextVar[str] = ContextVar("brenier_accuracy", default="ieee")
 """How the matrix products of Triton's kernels round float32."""
 
-__all__ = ["accuracy", "choice", "chosen", "triton_runs", "warn_without_native"]
+__all__ = ["chosen", "triton_runs", "warn_without_native"]
 
 _warned = False
 

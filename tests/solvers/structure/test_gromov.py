@@ -518,6 +518,19 @@ def test_low_rank_with_features() -> None:
     assert 0.5 * (P * M).sum() + 0.5 * objective(P, C, D) == pytest.approx(float(low.value), rel=1e-9)
 
 
+def test_low_rank_below_the_number_of_groups() -> None:
+    """Ten groups on each side: clusters of one side alone do not tell which of them go together."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(10, size=600)
+    x, y = (3 * rng.normal(size=(10, d))[label] + 0.3 * rng.normal(size=(600, d)) for d in (3, 2))
+    solvers = [brenier.solvers.LowRankGromov(5, starts=k) for k in (1, 4)]
+    one, four = (gromov_wasserstein(x, y, solver=s) for s in solvers)
+    assert float(four.value) < float(one.value)
+    assert len(one.stats["values"]) == 1  # a solver's own starts
+    assert four.stats["values"][0] == pytest.approx(float(one.value))
+    assert len(gromov_wasserstein(x, y, solver=solvers[1], starts=2).stats["values"]) == 2
+
+
 def test_low_rank_of_few_points_and_its_gradient() -> None:
     x = torch.zeros(5, 2, dtype=torch.float64)
     assert abs(float(gromov_wasserstein(x, x[:3], solver="low-rank").value)) < 1e-12

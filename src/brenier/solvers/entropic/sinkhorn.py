@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
+from ...geometry import Geometry
+from ...geometry.single import SingleSums
 from ...kernels.elementwise import exp
 from ...marginals import Exact, translation
 from ...plan import GibbsPlan
@@ -22,7 +24,10 @@ from .start import Given, Start, Zeros
 
 __all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "towards"]
 
+_ROUGH = 3e-4  # error down to which the sums of float32 will do
+_ROUGH_STEPS = 60  # after which they are given up all the same
 _DOUBTFUL = 0.1  # rounding of the plan's entries, in tolerances, from which float32 is not believed
+_Soft = Geometry | SingleSums
 DEFAULT_TOL = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
@@ -37,6 +42,7 @@ class SinkhornState(NamedTuple):
     relaxation: RelaxationState | AndersonState
     tight: Tensor  # (*batch,), whether the last update of g was a plain one, which makes the column marginal exact
     closing: Tensor  # (*batch,), whether the pair that `error` speaks of was tight
+    rough: int = 0  # steps to come, at most, whose sums are in float32
 
 
 @dataclass(frozen=True)
@@ -112,14 +118,18 @@ class Sinkhorn(Solver[SinkhornState]):
         error = torch.full_like(f[..., 0], torch.inf)
         level = torch.full_like(epsilon, torch.inf)
         never = torch.zeros_like(error, dtype=torch.bool)
-        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never)
+        # the last digits come from float64, the first ones need not
+        coarse = isinstance(begin, Zeros) and self._tol(problem) < _ROUGH / 3
+        rough = _ROUGH_STEPS if coarse and problem.geometry.single is not None else 0
+        return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never, rough)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
         assert problem.epsilon is not None
         eps = state.epsilon
         shift = translation(problem.marginals, problem.sides_at(eps), state.f, state.g)
         old_f, old_g = (state.f, state.g) if shift is None else (state.f + shift, state.g - shift)
-        f, error, after = self._updated(problem, old_f, old_g, eps)
+        costs: _Soft = problem.geometry if not state.rough else problem.geometry.single or problem.geometry
+        f, error, after = self._updated(problem, old_f, old_g, eps, costs)
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
         relaxation = self.relaxation.next(state.relaxation, error)
@@ -132,18 +142,24 @@ class Sinkhorn(Solver[SinkhornState]):
         plain, omega = bool(tight.all()), omega.unsqueeze(-1)
         if not plain:
             f = towards(old_f, f, omega)
-        g = self._columns(problem, f, eps)
+        g = self._columns(problem, f, eps, costs)
         if not plain:
             g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
-        return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight)
+        rough = state.rough
+        if rough:
+            noise = torch.finfo(torch.float32).eps * _size(f) / eps
+            rough = 0 if bool(((error <= _ROUGH) | ~(noise <= _ROUGH / 2)).all()) else rough - 1
+        return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight, rough)
 
     @staticmethod
-    def _updated(problem: Problem, f: Tensor, g: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _updated(
+        problem: Problem, f: Tensor, g: Tensor, eps: Tensor, costs: _Soft | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The best f for this g, what it changes in the row sums, relative to the mass, and those it has."""
         line = eps.unsqueeze(-1) if eps.dim() else eps
         left, (side_a, side_b) = problem.marginals[0], problem.sides_at(eps)
-        soft = problem.geometry.softmin(g + side_b.absorbed(), eps)
+        soft = (costs or problem.geometry).softmin(g + side_b.absorbed(), eps)
         best = left.prox(soft + side_a.rise() if side_a.counting else soft, side_a)
         log_a = side_a.log_reference()
         before = exp(log_a + (f - soft) / line)  # the row sums of the plan with the old f, and with the new
@@ -151,10 +167,10 @@ class Sinkhorn(Solver[SinkhornState]):
         return best, (before - after).abs().sum(-1) / problem.a.sum(-1), after
 
     @staticmethod
-    def _columns(problem: Problem, f: Tensor, eps: Tensor) -> Tensor:
+    def _columns(problem: Problem, f: Tensor, eps: Tensor, costs: _Soft | None = None) -> Tensor:
         """The best g for this f."""
         side_a, side_b = problem.sides_at(eps)
-        soft = problem.geometry.softmin(f + side_a.absorbed(), eps, dim=0)
+        soft = (costs or problem.geometry).softmin(f + side_a.absorbed(), eps, dim=0)
         return problem.marginals[1].prox(soft + side_b.rise() if side_b.counting else soft, side_b)
 
     def done(self, problem: Problem, state: SinkhornState) -> Tensor:
@@ -208,7 +224,7 @@ class Sinkhorn(Solver[SinkhornState]):
         eps = problem.epsilon
         g = state.g
         memory = self.prepared(problem).geometry.memory
-        rounded = memory is not None and memory.narrow
+        rounded = bool(state.rough) or (memory is not None and memory.narrow)
         if rounded or not bool((state.tight & (state.level == eps)).all()):
             # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
             g = self._columns(problem, state.f, eps)

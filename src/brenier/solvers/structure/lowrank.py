@@ -25,6 +25,7 @@ __all__ = ["LowRankGromov", "LowRankGromovState"]
 
 _SOFT = 0.3  # share of a point's mass that starts spread over all clusters
 _FLAT = 2  # rounds in a row below the tolerance
+_ANCHORS = 64  # clusters of each side that are matched before they are grouped, at least
 
 
 class LowRankGromovState(NamedTuple):
@@ -51,8 +52,9 @@ class LowRankGromov(Solver[LowRankGromovState]):
     Minimises the objective over the plans of `LowRank`, P = Q diag(1/p) T diag(1/q) R^T. Each round takes the linear
     cost that the gradient at P is, which has factors, and moves the clusters and the transport between them downhill on
     it; for squared Euclidean distances, inner products and the like the objective is concave along plans with given
-    marginals, so that it falls at least as far. The start matches clusters by k-means on each side, exactly: between
-    clusters the problem is a small one between the mean structures.
+    marginals, so that it falls at least as far. A start matches clusters by k-means on each side: between clusters the
+    problem is a small one between the mean structures. Every other start has more clusters than the rank, and groups
+    the pairs that were matched, so that both sides are clustered alike.
 
     For clouds with an inner-product cost and the square loss (as told in `gromov_wasserstein`), exact marginals, no
     epsilon. The plan is a `FactoredPlan`, feasible to rounding; its objective is an upper bound. O((n + m) r (d^2 + r))
@@ -63,7 +65,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
         tol: relative gain of a round, twice in a row, below which a start ends.
         max_iter: rounds of all starts together.
         steps: of mirror descent for each gradient.
-        starts: k-means clusterings.
+        starts: clusterings.
         matchings: starts of the small problem between clusters.
         sample: points of each side from which the potentials of the certificate come.
         generator: of clusterings, and of random matchings; seed 0 when None.
@@ -82,7 +84,7 @@ class LowRankGromov(Solver[LowRankGromovState]):
     tol: float = 1e-5
     max_iter: int = field(default=500, kw_only=True)
     steps: int = 5
-    starts: int = 2
+    starts: int = 4
     matchings: int = 5
     sample: int = 1000
     generator: torch.Generator | None = None
@@ -152,12 +154,14 @@ class LowRankGromov(Solver[LowRankGromovState]):
         return moments, half, float(form.energy(moments, half))
 
     def _start(self, problem: Quadratic, form: Form, number: int) -> Clusters:
-        """Clusters by k-means, matched by the problem between them, and softened."""
+        """Clusters by k-means, matched by the problem between them, perhaps grouped by that, and softened."""
         generator = torch.Generator().manual_seed(number) if self.generator is None else self.generator
+        grouped = number % 2 == 1
+        count = max(_ANCHORS, 2 * self.rank) if grouped else self.rank
         shares = []
         for side, weights in ((problem.x, form.a), (problem.y, form.b)):
             assert isinstance(side, PointCloud)
-            rank = min(self.rank, len(weights))
+            rank = min(count, len(weights))
             label = k_means(side.x.detach().double(), weights, rank, generator)
             shares.append(torch.nn.functional.one_hot(label, rank).to(form.a))
         hard = [(w.unsqueeze(-1) * s, s) for w, s in zip((form.a, form.b), shares)]
@@ -182,8 +186,26 @@ class LowRankGromov(Solver[LowRankGromovState]):
         T = torch.as_tensor(plan.dense()).to(left)
         body = (form.phi.mT @ left) @ T @ (right.mT @ form.psi)
         half = form.half(Moments(form.a, form.b, body))
-        logs = [softened(s, _SOFT) for s in shares]
-        return coupled(self._linear(form, half), *logs)
+        if grouped:
+            members = self._members(T, means, generator)
+            shares = [s[:, k] @ m for s, k, m in zip(shares, alive, members)]
+        return coupled(self._linear(form, half), *(softened(s, _SOFT) for s in shares))
+
+    def _members(self, T: Tensor, means: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """The shares of the anchors of each side in groups of the pairs that T matches, by k-means of both ends."""
+        pairs = T.nonzero().unbind(1)
+        mass = T[pairs]
+        ends = []
+        for mean, index in zip(means, pairs):
+            end = mean[index] - (mass @ mean[index]) / mass.sum()
+            ends.append(end / (mass @ end.square()).sum().sqrt().clamp_min(1e-300))
+        label = k_means(torch.cat(ends, 1), mass, self.rank, generator)
+        members = []
+        for mean, index in zip(means, pairs):
+            member = mass.new_zeros(len(mean), self.rank)
+            member.index_put_((index, label), mass, accumulate=True)
+            members.append(member / member.sum(1, keepdim=True))
+        return members
 
     @staticmethod
     def _between(form: Form, hard: list[tuple[Tensor, Tensor]], masses: list[Tensor], alive: list[Tensor]) -> Tensor:
