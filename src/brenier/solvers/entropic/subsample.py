@@ -81,7 +81,9 @@ class SubsampleStart(Start):
         return torch.multinomial(share, count, generator=generator).sort().values.to(weights.device)
 
 
-def coarse_potentials(problem: Problem, size: int, partner: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def coarse_potentials(
+    problem: Problem, size: int, partner: Tensor | None = None, moved: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Potentials for a lower bound on a problem without epsilon: those of an entropic one, from a part of the points.
 
     They are near feasible only; two hard c-transforms over all pairs (`certify`) make them a proof. O((n + m) k d) time
@@ -92,12 +94,15 @@ def coarse_potentials(problem: Problem, size: int, partner: Tensor | None = None
         size: points of each side, at most.
         partner: (n,) of a nearly optimal permutation. The part is made of its pairs then: potentials of the whole are
             among those of such a part, where the two sides of others do not even fit.
+        moved: the masses (n,) and (m,) that a good plan moves, where marginals are soft. Points far away that it leaves
+            behind do not tell the scale of the costs then.
     """
     start = SubsampleStart(size=size)
     generator = torch.Generator().manual_seed(start.seed)
     rows = start._drawn(problem.a, generator)
     cols = start._drawn(problem.b, generator) if partner is None else partner[rows]
-    scale = problem.geometry.part(rows, cols).mean_cost().abs()
+    masses = (None, None) if moved is None else (moved[0][rows], moved[1][cols])
+    scale = problem.geometry.part(rows, cols).mean_cost(*masses).abs()
     epsilon = torch.where(scale > 0, (_APART if partner is None else _PAIRED) * scale, 1)
     return start._extended(replace(problem, epsilon=epsilon), rows, cols)
 

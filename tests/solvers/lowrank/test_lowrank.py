@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import brenier
-from brenier import KL, CostMatrix, Grid, InvalidInput, Status, solve
+from brenier import CostMatrix, Grid, InvalidInput, Status, solve
 from brenier.solvers import LowRank
 from problems import check_encloses, cloud, weights
 
@@ -153,7 +153,6 @@ def test_cheaper_than_pot_at_equal_rank(case):
     ("arguments", "message"),
     [
         ({"epsilon": 0.1}, "low-rank: expected epsilon=None"),
-        ({"marginals": KL(1.0)}, "low-rank: expected exact marginals"),
         ({"a": torch.full((6,), 1 / 6, dtype=torch.float64, requires_grad=True)}, "weights that need no gradient"),
     ],
 )
@@ -169,3 +168,10 @@ def test_refuses_batches_grids_and_odd_numbers():
         solve(Grid(3, 3), solver="low-rank")
     with pytest.raises(InvalidInput, match="LowRank rank: expected a positive integer"):
         brenier.solvers.LowRank(rank=0)
+
+
+def test_negative_costs_are_descended_as_far():
+    x, y = cloud(60, 2, 1), cloud(60, 2, 2) + 0.5
+    cost = torch.cdist(x, y).square()
+    value = float(solve(CostMatrix(cost), solver=LowRank(rank=5)).value)
+    assert float(solve(CostMatrix(cost - 100), solver=LowRank(rank=5, tol=1e-7)).value) + 100 <= 1.05 * value
