@@ -6,26 +6,38 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import PointCloud
-from ...plan import Plan, SparsePlan
+from ...geometry import CostMatrix, Geometry, PointCloud
+from ...plan import GibbsPlan, Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Solution, Status
 from ..base import Outcome, Solver, run
 from ..exact.monotone import Monotone
 from .bounds import Bound, third_lower_bound
-from .common import check_plan, quadratic
+from .common import check_plan, quadratic, where
 from .solution import GromovSolution
 
 __all__ = ["MultiStart", "MultiStartState", "random_vertex"]
 
 
-class MultiStartState(NamedTuple):
-    """The best solution so far, and the values of all."""
+class Best(NamedTuple):
+    """The best answer so far, of each item of a batch."""
 
-    best: Solution | None
-    values: tuple[float, ...]
+    plan: Plan
+    f: Tensor
+    g: Tensor
+    value: Tensor  # (*batch,)
+    statuses: tuple[Status, ...]
+    stats: dict[str, Any]
+
+
+class MultiStartState(NamedTuple):
+    """The best so far, and the values of all starts."""
+
+    best: Best | None
+    values: tuple[Tensor, ...]  # (*batch,) of each start
     bound: Bound | None
     iterations: int
 
@@ -35,7 +47,8 @@ class MultiStart(Solver[MultiStartState]):
     """Run a local solver from several plans and keep the best: an iteration is one start.
 
     The starts are, in this order, those given, a ⊗ b, the plan of the third lower bound (exact marginals only), and
-    vertices that match the points in a random order of each side.
+    vertices that match the points in a random order of each side. A batch is started together, and each item keeps the
+    best of its own.
 
     Args:
         solver: `Mirror()`, `Proximal()` or `ConditionalGradient()`; its own start is not used.
@@ -81,12 +94,12 @@ class MultiStart(Solver[MultiStartState]):
             plan = random_vertex(problem, self.generator)
         local: Any = self.solver
         solution = run(problem, replace(local, start=plan), warn=False, answer=GromovSolution)
-        values = (*state.values, float(solution.value))
+        best = found = _read(solution)
+        if state.best is not None:
+            old = state.best.value
+            best = _mixed((found.value < old) | torch.isnan(old), found, state.best)
         iterations = state.iterations + solution.stats["n_iter"]
-        best = solution
-        if state.best is not None and not values[-1] < min(state.values):
-            best = state.best
-        return MultiStartState(best, values, bound, iterations)
+        return MultiStartState(best, (*state.values, found.value), bound, iterations)
 
     def terminate(self, problem: Problem, state: MultiStartState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state) if len(state.values) >= self.max_iter else None
@@ -104,15 +117,58 @@ class MultiStart(Solver[MultiStartState]):
         best = state.best
         assert best is not None
         stats = {k: v for k, v in best.stats.items() if k not in ("reason", "seconds", "epsilon", "n_iter")}
-        stats |= {"n_iter": state.iterations, "values": list(state.values), "bound": state.bound}
+        values = [value.tolist() for value in state.values]
+        stats |= {"n_iter": state.iterations, "values": values, "bound": state.bound}
         return Outcome(best.plan, best.f, best.g, stats)
+
+
+def _read(solution: Solution) -> Best:
+    value: Tensor = solution.value
+    return Best(solution.plan, solution.f, solution.g, value.detach(), solution.statuses, solution.stats)
+
+
+def _mixed(chosen: Tensor, first: Best, second: Best) -> Best:
+    """The first answer for the chosen items, and the second for the others; of statistics the largest."""
+    if bool(chosen.all()) or not bool(chosen.any()):
+        return first if bool(chosen.all()) else second
+    return Best(
+        _mixed_plan(chosen, first.plan, second.plan),
+        where(chosen, first.f, second.f),
+        where(chosen, first.g, second.g),
+        where(chosen, first.value, second.value),
+        tuple(s if c else t for c, s, t in zip(chosen.reshape(-1).tolist(), first.statuses, second.statuses)),
+        {k: max(v, second.stats[k]) if isinstance(v, float) else v for k, v in first.stats.items()},
+    )
+
+
+def _mixed_plan(chosen: Tensor, first: Plan, second: Plan) -> Plan:
+    def cost(one: Geometry, other: Geometry) -> CostMatrix:
+        assert isinstance(one, CostMatrix)
+        assert isinstance(other, CostMatrix)
+        return one.with_tensors(where(chosen, one.cost, other.cost))
+
+    geometry = cost(first.geometry, second.geometry)
+    if isinstance(first, GibbsPlan) and isinstance(second, GibbsPlan):
+        F, G = where(chosen, first.F, second.F), where(chosen, first.G, second.G)
+        epsilon = where(chosen, first.epsilon, second.epsilon)
+        return GibbsPlan(geometry, F, G, epsilon, cost(first._exact, second._exact))
+    assert isinstance(first, SparsePlan)
+    assert isinstance(second, SparsePlan)
+    width = max(first.mass.shape[-1], second.mass.shape[-1])
+    entries = (
+        [torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in (p.rows, p.cols, p.mass)]
+        for p in (first, second)
+    )
+    return SparsePlan(geometry, *(where(chosen, s, t) for s, t in zip(*entries)))
 
 
 def random_vertex(problem: Problem, generator: torch.Generator | None = None) -> SparsePlan:
     """The plan that matches the points of both sides in random orders; a permutation for equal masses."""
     a, b = problem.a.detach().double(), problem.b.detach().double()
-    b = b * (a.sum() / b.sum())
-    x, y = (torch.rand(len(w), 1, generator=generator, dtype=torch.float64).to(w.device) for w in (a, b))
+    b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+    x, y = (
+        torch.rand(*w.shape, 1, generator=generator, dtype=torch.float64).to(w.device) for w in (a, b)
+    )  # the order of points on a line
     plan = run(Problem(PointCloud(x, y), a, b), Monotone()).plan
     assert isinstance(plan, SparsePlan)
     return plan
