@@ -115,7 +115,7 @@ class Quadratic(Problem):
             refuse("marginals", "KL(rho) beside KL(rho) or Exact() only", str(marginals))
         if isinstance(epsilon, Relative):
             form = out.detach().form
-            mean = form.energy(*form.independent) / (form.a.sum(-1) * form.b.sum(-1))
+            mean = form.energy(*form.independent()) / (form.a.sum(-1) * form.b.sum(-1))
             if not bool(((mean > 0) & (mean < math.inf)).all()):
                 cure = "Give epsilon as a number."
                 got = f"{float(mean.min()):.6g}"
@@ -285,7 +285,6 @@ class Form:
         """Whether nothing n x m is formed."""
         return self.phi is not None
 
-    @cached_property
     def independent(self) -> tuple[Moments, Linear]:
         """The moments of a ⊗ b, scaled to the mass of a, and half of it."""
         moments = self.product(self.a, self.b)
@@ -294,7 +293,7 @@ class Form:
     @cached_property
     def scale(self) -> Tensor:
         """The size of the objective at a ⊗ b, (*batch,), for tolerances."""
-        return self.energy(*self.independent).abs()
+        return self.energy(*self.independent()).abs()
 
     # -- plans --------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def first_lower_bound(problem: Quadratic) -> Bound:
         problem = problem.detach()
         form = problem.form
         mass = form.a.sum(-1)
-        half = form.independent[1]
+        half = form.independent()[1]
         s, t = ((r / mass.unsqueeze(-1)).clamp(min=0).sqrt().unsqueeze(-1) for r in (half.row, half.col))
         line = Problem(PointCloud(s, t), form.a, form.b)
         solution = run(line, Monotone())

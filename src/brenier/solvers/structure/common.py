@@ -39,7 +39,7 @@ def begin(problem: Problem, start: Plan | None) -> Begin:
     form = quadratic(problem).form
     scale = max(float(form.scale.max()), torch.finfo(torch.float64).tiny)
     if start is None:
-        return Begin(form, None, *form.independent, scale)
+        return Begin(form, None, *form.independent(), scale)
     moments = form.moments(start)
     return Begin(form, start, moments, form.half(moments), scale)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import CostMatrix, Geometry, PointCloud
+from ...geometry import CostMatrix, PointCloud
 from ...plan import GibbsPlan, Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Solution, Status
@@ -20,6 +20,8 @@ from .common import check_plan, quadratic, where
 from .solution import GromovSolution
 
 __all__ = ["MultiStart", "MultiStartState", "random_vertex"]
+
+_ENTRIES = 2**17  # of the plans of a batch that are worked on at once, so that they stay in the caches
 
 
 class Best(NamedTuple):
@@ -47,8 +49,8 @@ class MultiStart(Solver[MultiStartState]):
     """Run a local solver from several plans and keep the best: an iteration is one start.
 
     The starts are, in this order, those given, a ⊗ b, the plan of the third lower bound (exact marginals only), and
-    vertices that match the points in a random order of each side. A batch is started together, and each item keeps the
-    best of its own.
+    vertices that match the points in a random order of each side. The items of a batch are solved together, some
+    hundred at a time where they are small, and each keeps the best of its own starts.
 
     Args:
         solver: `Mirror()`, `Proximal()` or `ConditionalGradient()`; its own start is not used.
@@ -92,14 +94,20 @@ class MultiStart(Solver[MultiStartState]):
             plan = bound.plan
         elif number >= 1:
             plan = random_vertex(problem, self.generator)
-        local: Any = self.solver
-        solution = run(problem, replace(local, start=plan), warn=False, answer=GromovSolution)
-        best = found = _read(solution)
+        best = found = self._found(problem, plan)
         if state.best is not None:
             old = state.best.value
             best = _mixed((found.value < old) | torch.isnan(old), found, state.best)
-        iterations = state.iterations + solution.stats["n_iter"]
+        iterations = state.iterations + found.stats["n_iter"]
         return MultiStartState(best, (*state.values, found.value), bound, iterations)
+
+    def _found(self, problem: Problem, plan: Plan | None) -> Best:
+        """What the local solver makes of a start."""
+        parts = _parts(problem)
+        if parts:
+            return _joined([self._found(problem.select(k), _selected(plan, k)) for k in parts])
+        local: Any = self.solver
+        return _read(run(problem, replace(local, start=plan), warn=False, answer=GromovSolution))
 
     def terminate(self, problem: Problem, state: MultiStartState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state) if len(state.values) >= self.max_iter else None
@@ -127,39 +135,72 @@ def _read(solution: Solution) -> Best:
     return Best(solution.plan, solution.f, solution.g, value.detach(), solution.statuses, solution.stats)
 
 
+def _parts(problem: Problem) -> tuple[Tensor, ...]:
+    """The items of a batch that are solved at once; nothing, where that is all."""
+    if len(problem.batch_shape) != 1:
+        return ()
+    each = max(problem.shape) ** 2
+    parts = torch.arange(problem.batch_shape[0], device=problem.a.device).split(max(1, _ENTRIES // each))
+    return parts if len(parts) > 1 else ()
+
+
+def _selected(plan: Plan | None, index: Tensor) -> Plan | None:
+    """The plans of some items (k,) of a batch of one axis."""
+    if plan is None:
+        return None
+    geometry = plan.geometry.select(index)
+    if isinstance(plan, GibbsPlan):
+        epsilon = plan.epsilon[index] if plan.epsilon.dim() else plan.epsilon
+        return GibbsPlan(geometry, plan.F[index], plan.G[index], epsilon, plan._exact.select(index))
+    assert isinstance(plan, SparsePlan)
+    return SparsePlan(geometry, plan.rows[index], plan.cols[index], plan.mass[index])
+
+
+def _joined(bests: list[Best]) -> Best:
+    """The answers to the parts of a batch as one; of statistics the largest."""
+    f, g, value = (torch.cat([getattr(best, name) for best in bests]) for name in ("f", "g", "value"))
+    plan = _rebuilt(tuple(map(torch.cat, zip(*_tensors([best.plan for best in bests])))))
+    statuses = tuple(status for best in bests for status in best.statuses)
+    return Best(plan, f, g, value, statuses, _largest([best.stats for best in bests]))
+
+
 def _mixed(chosen: Tensor, first: Best, second: Best) -> Best:
     """The first answer for the chosen items, and the second for the others; of statistics the largest."""
     if bool(chosen.all()) or not bool(chosen.any()):
         return first if bool(chosen.all()) else second
-    return Best(
-        _mixed_plan(chosen, first.plan, second.plan),
-        where(chosen, first.f, second.f),
-        where(chosen, first.g, second.g),
-        where(chosen, first.value, second.value),
-        tuple(s if c else t for c, s, t in zip(chosen.reshape(-1).tolist(), first.statuses, second.statuses)),
-        {k: max(v, second.stats[k]) if isinstance(v, float) else v for k, v in first.stats.items()},
-    )
+    f, g, value = (where(chosen, getattr(first, name), getattr(second, name)) for name in ("f", "g", "value"))
+    plan = _rebuilt(tuple(where(chosen, s, t) for s, t in zip(*_tensors([first.plan, second.plan]))))
+    pairs = zip(chosen.reshape(-1).tolist(), first.statuses, second.statuses)
+    statuses = tuple(s if better else t for better, s, t in pairs)
+    return Best(plan, f, g, value, statuses, _largest([first.stats, second.stats]))
 
 
-def _mixed_plan(chosen: Tensor, first: Plan, second: Plan) -> Plan:
-    def cost(one: Geometry, other: Geometry) -> CostMatrix:
-        assert isinstance(one, CostMatrix)
-        assert isinstance(other, CostMatrix)
-        return one.with_tensors(where(chosen, one.cost, other.cost))
+def _largest(stats: list[dict[str, Any]]) -> dict[str, Any]:
+    return {k: max(s[k] for s in stats) if isinstance(v, int | float) else v for k, v in stats[0].items()}
 
-    geometry = cost(first.geometry, second.geometry)
-    if isinstance(first, GibbsPlan) and isinstance(second, GibbsPlan):
-        F, G = where(chosen, first.F, second.F), where(chosen, first.G, second.G)
-        epsilon = where(chosen, first.epsilon, second.epsilon)
-        return GibbsPlan(geometry, F, G, epsilon, cost(first._exact, second._exact))
-    assert isinstance(first, SparsePlan)
-    assert isinstance(second, SparsePlan)
-    width = max(first.mass.shape[-1], second.mass.shape[-1])
-    entries = (
-        [torch.nn.functional.pad(t, (0, width - t.shape[-1])) for t in (p.rows, p.cols, p.mass)]
-        for p in (first, second)
-    )
-    return SparsePlan(geometry, *(where(chosen, s, t) for s, t in zip(*entries)))
+
+def _tensors(plans: list[Plan]) -> list[tuple[Tensor, ...]]:
+    """What plans of one kind over cost matrices are made of, lists of entries padded to the longest."""
+    out = []
+    for plan in plans:
+        assert isinstance(plan.geometry, CostMatrix)
+        if isinstance(plan, GibbsPlan):
+            assert isinstance(plan._exact, CostMatrix)
+            out.append((plan.geometry.cost, plan.F, plan.G, plan.epsilon, plan._exact.cost))
+        else:
+            assert isinstance(plan, SparsePlan)
+            width = max(p.mass.shape[-1] for p in plans if isinstance(p, SparsePlan)) - plan.mass.shape[-1]
+            entries = (torch.nn.functional.pad(t, (0, width)) for t in (plan.rows, plan.cols, plan.mass))
+            out.append((plan.geometry.cost, *entries))
+    return out
+
+
+def _rebuilt(tensors: tuple[Tensor, ...]) -> Plan:
+    cost, *rest = tensors
+    if len(rest) == 3:
+        return SparsePlan(CostMatrix(cost), *rest)
+    F, G, epsilon, exact = rest
+    return GibbsPlan(CostMatrix(cost), F, G, epsilon, CostMatrix(exact))
 
 
 def random_vertex(problem: Problem, generator: torch.Generator | None = None) -> SparsePlan:
