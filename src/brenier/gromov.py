@@ -78,7 +78,7 @@ def gromov_wasserstein(
         x, y: two spaces, each in one of these forms. Points (*batch, n, d) in any dimension, also AnnData (its X); a
             graph, as a networkx graph or a SciPy sparse adjacency matrix; square matrices (*batch, n, n) with
             cost="precomputed"; or a geometry of the points among themselves, `CostMatrix(C)` or `PointCloud(x)`. Spaces
-            of different sizes are made one batch by `pad_structures`.
+            of different sizes are made one batch by `pad_structures`, clouds also by `Ragged.from_list(x, x)`.
         a, b: masses (*batch, n) and (*batch, m); uniform with total 1 when None. Points without mass are no part of the
             problem, whatever their distances; but without epsilon a side that is `Free()` takes mass at all its points.
         cost: the structure: between points as for `solve`, "sqeuclidean" when None; of a graph "shortest-path" when

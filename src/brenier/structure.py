@@ -97,7 +97,7 @@ class Quadratic(Problem):
             features = Factored(zero.expand(n), zero.expand(m), zero.expand(n, 1), zero.expand(m, 1))
         if features.shape != (n, m):
             refuse("features", f"a cost of shape {(n, m)}", f"shape {(*features.batch_shape, *features.shape)}")
-        a, b = features.masses(a, b)
+        a, b = x.masses(a, None)[0], y.masses(None, b)[1]  # which know their own padding
         parts = [tuple(s) for s in (x.batch_shape, y.batch_shape, features.batch_shape, a.shape[:-1], b.shape[:-1])]
         try:
             batch = torch.broadcast_shapes(*parts)

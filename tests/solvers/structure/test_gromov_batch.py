@@ -251,6 +251,18 @@ def test_padding_with_entropy_and_other_masses(loss: str, masses: str) -> None:
         assert_close(exact.certificate.dual[k], alone.certificate.dual, 1e-9)
 
 
+def test_ragged_clouds_are_structures() -> None:
+    left, right = ragged("clouds")
+    given = [weights(len(t), k) for k, t in enumerate(left)]
+    (x, a), (y, b) = pad_structures(left, given), pad_structures(right)
+    x_all, y_all = (brenier.Ragged.from_list(t, t) for t in (left, right))
+    for epsilon in (None, Relative(0.1)):
+        padded = gromov_wasserstein(x, y, a=a, b=b, epsilon=epsilon)
+        batch = gromov_wasserstein(x_all, y_all, a=given, epsilon=epsilon)
+        assert_close(batch.problem.b, b)
+        assert_close(batch.value, padded.value, 1e-9 if epsilon is None else 1e-5)
+
+
 def test_what_stands_beyond_the_end_does_not_count() -> None:
     C, D = pairs(6, 6)
     a = torch.cat([torch.full((COUNT, 4), 0.25), torch.zeros(COUNT, 2)], 1).double()
