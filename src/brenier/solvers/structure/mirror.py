@@ -25,6 +25,7 @@ __all__ = ["Mirror", "MirrorState", "Proximal", "objective"]
 
 _LOOSE = 1e-2  # relative marginal error of the first linear problems
 _SHARE = 0.1  # of the last change of the plan that the next linear problem may leave as marginal error
+_ROUNDS = 30  # iterations of Sinkhorn for the first linear problems of a batch, whose items share them
 _RISE = 100  # marginal errors, times the objective, from which on a rise counts as one
 
 
@@ -45,6 +46,7 @@ class MirrorState(NamedTuple):
     change: Tensor  # of the plan in the last step, relative; NaN where it left the floating-point range
     loosest: Tensor  # tolerance of the linear problems from here on
     settled: Tensor  # whether the last one was solved to the last digit that counts
+    rounds: int  # iterations of Sinkhorn for the next linear problem
     cold: bool  # before the first step
 
 
@@ -87,6 +89,7 @@ class _Descent(Solver[MirrorState]):
             change=none + torch.inf,
             loosest=none + _LOOSE,
             settled=none > 0,
+            rounds=min(_ROUNDS, self.inner_max_iter) if problem.batch_shape else self.inner_max_iter,
             cold=True,
         )
 
@@ -112,12 +115,12 @@ class _Descent(Solver[MirrorState]):
         f, g = (where(ended, torch.zeros_like(h), h / along(unit, h)) for h in (state.f, state.g))
         solver: Solver[Any] = Sinkhorn(
             tol=tol,
-            max_iter=self.inner_max_iter,
+            max_iter=state.rounds,
             schedule=Halving() if state.cold else Fixed(),
             start=Zeros() if state.cold else Given(f, g),
         )
-        if linear.balanced and bool((form.a > 0).all() & (form.b > 0).all()):
-            solver = SinkhornNewton(tol=tol, max_iter=self.inner_max_iter, sinkhorn=solver)  # type: ignore[arg-type]
+        if linear.balanced:
+            solver = SinkhornNewton(tol=tol, max_iter=state.rounds, sinkhorn=solver)  # type: ignore[arg-type]
         solution = run(linear, solver, warn=False)
         plan = solution.plan
         assert isinstance(plan, GibbsPlan)
@@ -132,16 +135,19 @@ class _Descent(Solver[MirrorState]):
         value = objective(given, form, moments, half, ratio)
         solved = torch.tensor([s.ok for s in solution.statuses], device=value.device).reshape(value.shape)
         settled = solved if tol <= least else torch.zeros_like(solved)
+        # the few items that need more go on from what they have; once they are many, all wait for them
+        few = int((~solved & ~ended).sum()) * 2 < int((~ended).sum())
+        rounds = state.rounds if few else min(2 * state.rounds, self.inner_max_iter)
         move = (moments.body - state.moments.body).abs().sum((-2, -1))
         change = move / moments.body.abs().sum((-2, -1))
         rise = (value > state.value + _RISE * least * form.scale) & (not soft)
         again = rise & state.settled & settled
-        loosest = torch.where(rise, _SHARE * tol, state.loosest)  # or the values were those of plans that miss theirs
+        loosest = torch.where(rise, _SHARE * wanted, state.loosest)  # or the plans missed their marginals
         new = MirrorState(cost, F, G, epsilon, moments, half, ratio, f, g, value, state.damping, change, loosest,
-                          settled, cold=False)  # fmt: skip
+                          settled, rounds, cold=False)  # fmt: skip
         # a step too long for a form that is not concave: shorter ones from here on
-        shorter = state._replace(damping=torch.maximum(2 * state.damping, base), cold=False)
-        lost = state._replace(change=torch.full_like(change, torch.nan), cold=False)
+        shorter = state._replace(damping=torch.maximum(2 * state.damping, base), rounds=rounds, cold=False)
+        lost = state._replace(change=torch.full_like(change, torch.nan), rounds=rounds, cold=False)
         new = where(torch.isnan(change), lost, where(again, shorter, new))
         return where(ended, state, new)
 
