@@ -85,19 +85,22 @@ def test_conditional_gradients_are_the_loop_over_the_items(loss: str, sizes: tup
 @pytest.mark.parametrize("loss", ["square", "kl"])
 def test_mirror_descent_is_the_loop_over_the_items(loss: str) -> None:
     """To the tolerance: the linear problems of a batch are solved as well as the one that asks for most."""
-    C, D = (torch.exp(-t) for t in pairs())
-    a, b = weights(9, 0, COUNT), weights(8, 1, COUNT)
-    options: dict[str, Any] = {"cost": "precomputed", "loss": loss, "epsilon": Relative(0.05), "tol": 1e-9}
+    C, D = (torch.exp(-t) for t in pairs(count=3))
+    a, b = weights(9, 0, 3), weights(8, 1, 3)
+    options: dict[str, Any] = {"cost": "precomputed", "loss": loss, "epsilon": Relative(0.1), "tol": 1e-9, "starts": 1}
     batch = gromov_wasserstein(C, D, a=a, b=b, **options)
-    items = [gromov_wasserstein(C[k], D[k], a=a[k], b=b[k], **options) for k in range(COUNT)]
+    items = [gromov_wasserstein(C[k], D[k], a=a[k], b=b[k], **options) for k in range(3)]
     check_items(batch, items, 1e-7)
 
 
 def test_proximal_points_are_the_loop_over_the_items() -> None:
-    x, y = cloud(8, 2, 0, 3), cloud(8, 2, 1, 3)
-    batch = gromov_wasserstein(x, y, solver=Proximal(tol=1e-8), starts=1)
-    items = [gromov_wasserstein(s, t, solver=Proximal(tol=1e-8), starts=1) for s, t in zip(x, y)]
-    check_items(batch, items, 1e-5)
+    x, y, place = copies(8, 3)
+    batch = gromov_wasserstein(x, y, solver=Proximal(), starts=1)
+    items = [gromov_wasserstein(s, t, solver=Proximal(), starts=1) for s, t in zip(x, y)]
+    assert batch.plan.argmax().equal(place)
+    assert batch.statuses == tuple(s.status for s in items)
+    # they near the vertex slowly, and stop on the way
+    assert_close(batch.plan.dense(), torch.stack([s.plan.dense() for s in items]), atol=1e-4)
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.3])
@@ -106,7 +109,7 @@ def test_fused_problems(epsilon: float | None, alpha: float) -> None:
     C, D = pairs()
     u, v = cloud(9, 2, 2, COUNT), cloud(8, 2, 3, COUNT)
     options: dict[str, Any] = {"cost": "precomputed", "alpha": alpha, "epsilon": epsilon}
-    options |= {} if epsilon is None else {"tol": 1e-9}
+    options |= {} if epsilon is None else {"tol": 1e-8, "starts": 1}
     batch = gromov_wasserstein(C, D, features=(u, v), **options)
     items = [gromov_wasserstein(C[k], D[k], features=(u[k], v[k]), **options) for k in range(COUNT)]
     check_items(batch, items, 1e-10 if epsilon is None else 1e-6)
@@ -141,23 +144,25 @@ def test_axes_broadcast() -> None:
     a = weights(9, 0, COUNT)
     batch = gromov_wasserstein(C[0], D[0], a=a, cost="precomputed")
     assert_close(batch.value, torch.stack([gromov_wasserstein(C[0], D[0], a=w, cost="precomputed").value for w in a]))
-    epsilon = torch.linspace(0.2, 1, COUNT, dtype=torch.float64)
-    batch = gromov_wasserstein(C, D, cost="precomputed", epsilon=epsilon, tol=1e-9)
-    items = [gromov_wasserstein(*t, cost="precomputed", epsilon=e, tol=1e-9) for *t, e in zip(C, D, epsilon)]
+    options: dict[str, Any] = {"cost": "precomputed", "tol": 1e-8, "starts": 1}
+    epsilon = torch.linspace(0.5, 2, COUNT, dtype=torch.float64)
+    batch = gromov_wasserstein(C, D, epsilon=epsilon, **options)
+    items = [gromov_wasserstein(*t, epsilon=e, **options) for *t, e in zip(C, D, epsilon)]
     check_items(batch, items, 1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.5])
 def test_more_axes_than_one(epsilon: float | None) -> None:
     C, D = pairs(count=6)
-    flat = gromov_wasserstein(C, D, cost="precomputed", epsilon=epsilon)
-    grid = gromov_wasserstein(C.reshape(2, 3, 9, 9), D.reshape(2, 3, 8, 8), cost="precomputed", epsilon=epsilon)
+    options: dict[str, Any] = {"cost": "precomputed", "epsilon": epsilon, "starts": 1 if epsilon else 2}
+    flat = gromov_wasserstein(C, D, **options)
+    grid = gromov_wasserstein(C.reshape(2, 3, 9, 9), D.reshape(2, 3, 8, 8), **options)
     assert grid.value.shape == (2, 3)
     assert grid.plan.dense().shape == (2, 3, 9, 8)
     assert len(grid.statuses) == 6
     assert_close(grid.value.reshape(-1), flat.value, 1e-10 if epsilon is None else 1e-6)
     assert_close(grid.certificate.dual.reshape(-1), flat.certificate.dual, 1e-10)
-    alone = gromov_wasserstein(C[:1], D[:1], cost="precomputed", epsilon=epsilon)
+    alone = gromov_wasserstein(C[:1], D[:1], **options)
     assert alone.value.shape == (1,)
 
 
@@ -236,7 +241,7 @@ def test_padding_with_entropy_and_other_masses(loss: str, masses: str) -> None:
     left, right = ragged("matrices")
     given = [[weights(len(s), k) for k, s in enumerate(side)] if masses == "given" else None for side in (left, right)]
     (x, a), (y, b) = (pad_structures(s, w, cost="precomputed") for s, w in zip((left, right), given))
-    options: dict[str, Any] = {"loss": loss, "epsilon": Relative(0.05), "tol": 1e-9}
+    options: dict[str, Any] = {"loss": loss, "epsilon": Relative(0.1), "tol": 1e-8, "starts": 1}
     batch, exact = gromov_wasserstein(x, y, a=a, b=b, **options), gromov_wasserstein(x, y, a=a, b=b, loss=loss)
     for k, (s, t) in enumerate(zip(left, right)):
         own = {} if given[0] is None else {"a": given[0][k], "b": given[1][k]}  # type: ignore[index]
@@ -334,18 +339,21 @@ def test_steps_of_mirror_descent_leave_ended_items_alone() -> None:
     assert all(F.equal(seen[0]) for F in seen)
 
 
-def test_each_item_keeps_its_best_start() -> None:
-    for epsilon, (n, m) in ((None, (7, 7)), (None, (7, 8)), (Relative(0.02), (7, 7))):
+def test_each_item_keeps_its_best_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the batch is solved in parts."""
+    for entries, epsilon, (n, m) in ((2**20, None, (7, 7)), (150, None, (7, 8)), (150, Relative(0.1), (7, 7))):
+        monkeypatch.setattr("brenier.solvers.structure.starts._ENTRIES", entries)
         C, D = pairs(n, m, 12)
-        solution = gromov_wasserstein(C, D, cost="precomputed", starts=4, epsilon=epsilon,
-                                      generator=torch.Generator().manual_seed(0))  # fmt: skip
-        values = torch.tensor(solution.stats["values"])
+        options = {} if epsilon is None else {"epsilon": epsilon, "tol": 1e-4}
+        generator = torch.Generator().manual_seed(0)
+        solution = gromov_wasserstein(C, D, cost="precomputed", starts=4, generator=generator, **options)
+        values = torch.tensor(solution.stats["values"], dtype=torch.float64)
         assert values.shape == (4, 12)
         assert len(set(values.argmin(0).tolist())) > 1
         assert_close(solution.value, values.amin(0), 1e-9)
         P, (a, b) = solution.plan.dense(), (solution.problem.a, solution.problem.b)
-        assert_close(P.sum(-1), a, atol=1e-6)
-        assert_close(P.sum(-2), b, atol=1e-6)
+        assert_close(P.sum(-1), a, atol=1e-5)
+        assert_close(P.sum(-2), b, atol=1e-5)
 
 
 def test_lower_bounds_of_a_batch() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
 from ...geometry import Geometry
+from ...kernels.simplex import network_simplex
 from ...marginals import Exact, Free, Partial
 from ...plan import Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ...structure import Form, Linear, Moments, inner
-from ..base import Outcome, Solver, check_number, run
+from ..base import Outcome, Solver, check_number, run, time_is_up
 from ..exact.assignment import Assignment, permutes
 from ..exact.simplex import NetworkSimplex
 from .common import begin, check_plan, quadratic, sparse, where
@@ -188,10 +191,44 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[S
     solver: Solver[Any] = NetworkSimplex(f=f, g=g)
     if problem.balanced and problem.a.shape[-1] <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
+    elif problem.balanced and problem.batch_shape:
+        return _one_by_one(linear, g)
     solution = run(linear, solver, warn=False)
     vertex = solution.plan
     assert isinstance(vertex, SparsePlan)
     return vertex, solution.f, solution.g
+
+
+def _one_by_one(linear: Problem, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
+    """The vertices of the small problems of a batch, by a simplex each between the points that have mass."""
+    batch, (n, m), geometry = linear.batch_shape, linear.shape, linear.geometry
+    count, device = batch.numel(), g.device
+    cost = geometry.tile().expand(*batch, n, m).reshape(count, n, m).cpu().numpy()
+    a, b, start = (t.reshape(count, -1).cpu().numpy() for t in (linear.a, linear.b, g))
+    rows, cols = (np.zeros((count, n + m), np.int64) for _ in range(2))
+    mass, f, g_new = np.zeros((count, n + m)), np.zeros((count, n)), np.zeros((count, m))
+    for k in range(count):
+        i, j = _live(a[k]), _live(b[k])
+        part = np.ascontiguousarray(cost[k][i][:, j])
+        found = network_simplex(part, a[k][i], b[k][j], g=start[k][j], interrupt=time_is_up)
+        size = len(found.mass)
+        rows[k, :size], cols[k, :size] = np.arange(n)[i][found.rows], np.arange(m)[j][found.cols]
+        mass[k, :size], f[k][i], g_new[k][j] = found.mass, found.f, found.g
+    entries = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (rows, cols, mass))
+    plan = SparsePlan(geometry, *entries)
+    f_all, g_all = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (f, g_new))
+    dead_a, dead_b = linear.a <= 0, linear.b <= 0
+    if bool(dead_a.any()):
+        f_all = torch.where(dead_a, geometry.cmin(g_all.masked_fill(dead_b, -torch.inf))[0], f_all)
+    if bool(dead_b.any()):
+        g_all = torch.where(dead_b, geometry.cmin(f_all.masked_fill(dead_a, -torch.inf), dim=0)[0], g_all)
+    return plan, f_all, g_all
+
+
+def _live(weights: NDArray[np.float64]) -> slice | NDArray[np.intp]:
+    """The points with mass; a slice where they come first, as in padded problems."""
+    live = np.flatnonzero(weights)
+    return slice(0, len(live)) if live[-1] == len(live) - 1 else live
 
 
 def _between(problem: Problem, old: Plan | None, new: SparsePlan, t: float) -> SparsePlan:

@@ -21,7 +21,7 @@ from .solution import GromovSolution
 
 __all__ = ["MultiStart", "MultiStartState", "random_vertex"]
 
-_ENTRIES = 2**17  # of the plans of a batch that are worked on at once, so that they stay in the caches
+_ENTRIES = 2**20  # of the plans of a batch that are worked on at once: many items share the calls, in bounded memory
 
 
 class Best(NamedTuple):
@@ -49,8 +49,8 @@ class MultiStart(Solver[MultiStartState]):
     """Run a local solver from several plans and keep the best: an iteration is one start.
 
     The starts are, in this order, those given, a ⊗ b, the plan of the third lower bound (exact marginals only), and
-    vertices that match the points in a random order of each side. The items of a batch are solved together, some
-    hundred at a time where they are small, and each keeps the best of its own starts.
+    vertices that match the points in a random order of each side. The items of a batch are solved together, a million
+    entries of their plans at a time, and each keeps the best of its own starts.
 
     Args:
         solver: `Mirror()`, `Proximal()` or `ConditionalGradient()`; its own start is not used.
@@ -181,7 +181,7 @@ def _largest(stats: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _tensors(plans: list[Plan]) -> list[tuple[Tensor, ...]]:
     """What plans of one kind over cost matrices are made of, lists of entries padded to the longest."""
-    out = []
+    out: list[tuple[Tensor, ...]] = []
     for plan in plans:
         assert isinstance(plan.geometry, CostMatrix)
         if isinstance(plan, GibbsPlan):
