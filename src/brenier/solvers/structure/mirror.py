@@ -199,7 +199,8 @@ class Mirror(_Descent):
     changes. Any pair of marginals; `KL(rho)` is quadratic, and the iteration alternates between two plans of equal
     mass that are the same in the limit. Where rho is small against the loss, the best plan may have no mass at all: the
     status is then `DIVERGED`, and a larger rho the cure. The linear problems of a batch are solved together, each from
-    its own potentials; items that have converged stay as they are.
+    its own potentials; items that have converged stay as they are, and the few whose linear problem takes long go on
+    from what they have, until it is met: at small epsilon they may end at another stationary point than alone.
 
     Args:
         tol: relative change of the plan in a step to stop at: sum |P - P_k| over the mass, or that of the moments.
