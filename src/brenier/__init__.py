@@ -12,7 +12,7 @@ from .api import assign, solve
 from .certificate import Certificate
 from .errors import InvalidInput, MissingExtra, NotConverged, NotConvergedWarning, PerformanceWarning
 from .geometry import CostMatrix, Geometry, Grid, PointCloud, Ragged
-from .gromov import gromov_barycentre, gromov_wasserstein
+from .gromov import gromov_barycentre, gromov_wasserstein, pad_structures
 from .marginals import KL, TV, Exact, Free, Marginal, Partial, Slack
 from .plan import Plan
 from .problem import Problem, Relative
@@ -57,5 +57,6 @@ __all__ = [
     "barycentre",
     "gromov_barycentre",
     "gromov_wasserstein",
+    "pad_structures",
     "solve",
 ]

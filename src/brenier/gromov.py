@@ -13,7 +13,7 @@ from torch import Tensor
 from ._inputs import Kind, is_count, kind_of, matrix_kind, same_columns, same_rows, weights_tensor
 from .costs import Cost, GraphGeodesic, as_cost
 from .errors import refuse
-from .geometry import CostMatrix, Geometry, PointCloud
+from .geometry import CostMatrix, Geometry, PointCloud, Ragged
 from .marginals import Exact, Marginal
 from .plan import Plan
 from .problem import Relative
@@ -28,7 +28,7 @@ from .solvers.structure.solution import GromovSolution
 from .solvers.structure.starts import MultiStart
 from .structure import Quadratic, dense
 
-__all__ = ["GromovBarycentre", "gromov_barycentre", "gromov_wasserstein", "read_structure"]
+__all__ = ["GromovBarycentre", "gromov_barycentre", "gromov_wasserstein", "pad_structures", "read_structure"]
 
 Inner = str | Cost | Callable[[Tensor, Tensor], Tensor]
 _STARTS = 2
@@ -72,28 +72,34 @@ def gromov_wasserstein(
 
     which is not convex: the answer is the best stationary point of several starts, with a lower bound that says how
     much better any plan could be. The value is a cost, the square of the Gromov-Wasserstein distance for the square
-    loss between distances.
+    loss between distances. Leading axes are a batch of problems, solved together, each with a value, plan, certificate
+    and status of its own; they broadcast, as for one space against many.
 
     Args:
-        x, y: two spaces, each in one of these forms. Points (n, d) in any dimension, also AnnData (its X); a graph, as
-            a networkx graph or a SciPy sparse adjacency matrix; a square matrix with cost="precomputed"; or a
-            geometry of the points among themselves, `CostMatrix(C)` or `PointCloud(x)`.
-        a, b: masses (n,) and (m,); uniform with total 1 when None.
+        x, y: two spaces, each in one of these forms. Points (*batch, n, d) in any dimension, also AnnData (its X); a
+            graph, as a networkx graph or a SciPy sparse adjacency matrix; square matrices (*batch, n, n) with
+            cost="precomputed"; or a geometry of the points among themselves, `CostMatrix(C)` or `PointCloud(x)`. Spaces
+            of different sizes are made one batch by `pad_structures`, clouds also by `Ragged.from_list(x, x)`.
+        a, b: masses (*batch, n) and (*batch, m); uniform with total 1 when None. Points without mass are no part of the
+            problem, whatever their distances; but without epsilon a side that is `Free()` takes mass at all its points.
         cost: the structure: between points as for `solve`, "sqeuclidean" when None; of a graph "shortest-path" when
             None, or "adjacency"; "precomputed" for a matrix. A pair if they differ.
-        features: a cost M (n, m), a geometry, or a pair of clouds (n, d) and (m, d), for fused problems.
+        features: a cost M (*batch, n, m), a geometry, or a pair of clouds (*batch, n, d) and (*batch, m, d), for fused
+            problems.
         feature_cost: between the clouds of that pair.
         alpha: weight of structure against features, in [0, 1]: 0 is transport between features, 1 ignores them. 1/2
             when None.
         loss: "square", (u - v)^2, or "kl", u log(u / v) - u + v, for positive entries.
-        epsilon: entropic strength in units of the objective; `Relative(0.01)` is 0.01 x the objective of a ⊗ b.
+        epsilon: entropic strength in units of the objective, a number or one for each item; `Relative(0.01)` is 0.01 x
+            the objective of a ⊗ b.
         marginals: as for `solve`. Without epsilon: exact ones, (Exact(), Free()), which is semi-relaxed, or
             `Partial(mass)` on both sides. `KL(rho)` is quadratic here, see `Quadratic`.
         solver: "auto", "conditional-gradient", "proximal", "mirror", "quantized", "low-rank", or one of these as an
             object. "auto" is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` and
-            `LowRankGromov(rank)` are for large clouds.
+            `LowRankGromov(rank)` are for large clouds, one problem at a time.
         starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix
-            (n, m) or a sequence of these, which are then all there are. Two when None, or what the solver has.
+            (*batch, n, m) or a sequence of these, which are then all there are. Two when
+            None, or what the solver has.
         tol: of the local solver.
         max_iter: linear problems for each start.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -103,7 +109,8 @@ def gromov_wasserstein(
         generator: of random starts, on the CPU.
 
     Returns:
-        A `GromovSolution`: value, structure_value, linear_value, plan, potentials, certificate, status, stats.
+        A `GromovSolution`: value, structure_value, linear_value (*batch,), plan, potentials, certificate, statuses,
+        stats.
 
     Raises:
         InvalidInput: an argument breaks a rule; the message says what was expected, what came, and the cure.
@@ -111,7 +118,9 @@ def gromov_wasserstein(
 
     Complexity: computed in float64. For points with an inner-product cost (squared Euclidean, dot, cosine) and the
     square loss, O(n + m) memory and O((n + m) d^2) time for each linear problem, which itself takes O(n m d) or more;
-    in all other cases the matrices are formed, and each costs O(n m (n + m)).
+    in all other cases, and for batches, the matrices are formed, and each costs O(n m (n + m)), for each item until it
+    has converged. A batch takes its linear problems together, but for exact ones that are no permutations, which are
+    solved one after the other.
 
     Source: Mémoli (2011), Gromov-Wasserstein distances and the metric approach to object matching; Peyré, Cuturi &
     Solomon (2016), Gromov-Wasserstein averaging of kernel and distance matrices; Vayer et al. (2019), Optimal
@@ -125,6 +134,8 @@ def gromov_wasserstein(
         >>> solution = brenier.gromov_wasserstein(x, turned)
         >>> solution.plan.argmax().tolist(), abs(float(solution.value)) < 1e-6
         ([1, 3, 0, 2], True)
+        >>> brenier.gromov_wasserstein(torch.stack([x, 2 * x]), turned).value.shape  # two problems
+        torch.Size([2])
     """
     costs = cost if isinstance(cost, tuple) else (cost, cost)
     if len(costs) != 2:
@@ -159,6 +170,9 @@ def gromov_wasserstein(
             refuse("starts", "a positive integer, or plans to start from", repr(starts))
         plans = tuple(as_plan(s, problem) for s in given)
         count = len(plans)
+    if isinstance(local, Quantized | LowRankGromov) and problem.batch_shape:
+        got = f"batch {tuple(problem.batch_shape)}"
+        refuse(local.name, "one problem", got, "Loop over them, or use ConditionalGradient() or Mirror().")
     if isinstance(local, Quantized | LowRankGromov):  # its starts are between anchors or clusters
         if plans:
             refuse(
@@ -180,6 +194,66 @@ def gromov_wasserstein(
     )
     assert isinstance(solution, GromovSolution)
     return solution
+
+
+def pad_structures(
+    spaces: Sequence[Any], masses: Sequence[Any] | None = None, *, cost: Inner | None = None
+) -> tuple[Geometry, Any]:
+    """Make spaces of different sizes one batch: a geometry for all, and masses that are zero beyond the end of each.
+
+    Clouds stay clouds, padded with their first points; everything else becomes matrices padded with zeros. Points
+    without mass are no part of a problem, so that each item has the value it has alone.
+
+    Args:
+        spaces: each as for `gromov_wasserstein`, without batch axes: clouds (n_k, d), graphs, matrices, geometries.
+        masses: (n_k,) of each; uniform with total 1 when None.
+        cost: the structure of all, as for `gromov_wasserstein`.
+
+    Returns:
+        The geometry, (problems, n, n) for the largest n, and the masses (problems, n).
+
+    Raises:
+        InvalidInput: no spaces, batch axes, masses that do not fit, and what `gromov_wasserstein` refuses.
+
+    Complexity: O(problems n d) memory for clouds, O(problems n^2) for others.
+
+    Example:
+        >>> import networkx as nx, brenier
+        >>> x, a = brenier.pad_structures([nx.path_graph(n) for n in (4, 5, 6)])
+        >>> y, b = brenier.pad_structures([nx.cycle_graph(n) for n in (6, 5, 4)])
+        >>> solution = brenier.gromov_wasserstein(x, y, a=a, b=b)
+        >>> solution.value.shape, solution.plan.dense().shape
+        ((3,), (3, 6, 6))
+    """
+    if not isinstance(spaces, list | tuple) or not spaces:
+        refuse("spaces", "a list of spaces", f"{type(spaces).__name__}, or an empty one")
+    read = [read_structure(x, cost, f"spaces[{k}]") for k, x in enumerate(spaces)]
+    kind, like = read[0][0], read[0][1].tensors[0]
+    sides = [side.to(like.dtype) for _, side in read]
+    for k, side in enumerate(sides):
+        if side.batch_shape or side.shape[0] != side.shape[1]:
+            refuse(f"spaces[{k}]", "one space, without batch axes", f"shape {(*side.batch_shape, *side.shape)}")
+    given = [None] * len(sides) if masses is None else list(masses)
+    if len(given) != len(sides):
+        refuse("masses", f"one for each of the {len(sides)} spaces", f"{len(given)}")
+    sizes = [side.shape[0] for side in sides]
+    weights = [weights_tensor(w, n, f"masses[{k}]", like) for k, (w, n) in enumerate(zip(given, sizes))]
+    longest = max(sizes)
+    clouds = [side for side in sides if isinstance(side, PointCloud) and torch.equal(side.x, side.y)]
+    first = clouds[0] if clouds else None
+    if first is not None and len(clouds) == len(sides) and all(_alike(cloud, first) for cloud in clouds):
+        points = [torch.cat([c.x, c.x[:1].expand(longest - len(c.x), -1)]) for c in clouds]
+        out: Geometry = PointCloud(torch.stack(points), None, first.ground)
+    else:
+        tiles = [torch.nn.functional.pad(side.tile(), (0, longest - n) * 2) for side, n in zip(sides, sizes)]
+        out = CostMatrix(torch.stack(tiles))
+    out.kind = replace(kind, rows_x=None, rows_y=None)
+    return out, kind.array(Ragged.pad(weights))
+
+
+def _alike(cloud: PointCloud, other: PointCloud) -> bool:
+    """Whether two clouds are of one dimension and one cost."""
+    return cloud.x.shape[-1] == other.x.shape[-1] and (cloud.ground is other.ground or cloud.ground == other.ground)
 
 
 def read_structure(x: Any, cost: Any, name: str) -> tuple[Kind, Geometry]:
@@ -324,6 +398,10 @@ def gromov_barycentre(
     if not is_count(size) or not is_count(max_iter):
         refuse("size and max_iter", "positive integers", f"{size!r} and {max_iter!r}")
     read = [read_structure(x, cost, f"structures[{s}]") for s, x in enumerate(structures)]
+    for s, (_, geometry) in enumerate(read):
+        if geometry.batch_shape:
+            got = f"batch {tuple(geometry.batch_shape)}"
+            refuse(f"structures[{s}]", "one space", got, "Give a list of them, structures=[*batch].")
     kind, spaces = read[0][0], [CostMatrix(g.detach().to(torch.float64).tile()) for _, g in read]
     share = weights_tensor(weights, len(spaces), "weights", spaces[0].cost)
     share = share / share.sum()

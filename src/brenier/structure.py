@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -16,9 +17,9 @@ from .marginals import KL, Exact, Marginal
 from .plan import FactoredPlan, Plan, SparsePlan
 from .problem import Problem, Relative
 
-__all__ = ["Form", "Linear", "Moments", "Quadratic", "quadratic_kl"]
+__all__ = ["Form", "Linear", "Moments", "Quadratic", "along", "matrices", "quadratic_kl"]
 
-# Entries of the largest matrices of a structure that are formed unasked: 10,000 x 10,000, 0.8 GB.
+# Entries of the largest matrices of structures that are formed unasked: 10,000 x 10,000, 0.8 GB.
 _DENSE_LIMIT = 10_000**2
 LOSSES = ("square", "kl")
 
@@ -35,7 +36,7 @@ class Quadratic(Problem):
 
     Attributes:
         geometry: the cost M between features, n x m; zero where there are none.
-        x, y: the structures C, n x n, and D, m x m.
+        x, y: the structures C, n x n, and D, m x m; batch axes broadcast to those of the masses.
         alpha: the weight of structure against features, in [0, 1].
         loss: "square" or "kl".
 
@@ -67,21 +68,19 @@ class Quadratic(Problem):
         """Check the parts and put them together.
 
         Args:
-            x, y: structures, n x n and m x m, without batch axes.
+            x, y: structures, (*batch, n, n) and (*batch, m, m); batch axes broadcast.
             a, b: masses; uniform with total 1 when None.
-            features: a cost n x m.
+            features: a cost (*batch, n, m).
             alpha: 1/2 with features and 1 without, when None.
             loss: "square" or "kl".
             marginals: as for `Problem`.
-            epsilon: in units of the loss; `Relative(t)` is t times the objective of the plan a ⊗ b.
+            epsilon: in units of the loss; `Relative(t)` is t times the objective of the plan a ⊗ b, of each item.
 
         Raises:
-            InvalidInput: structures that are not square or have batch axes, features of another shape, alpha outside
-                [0, 1], an unknown loss, entries the loss cannot take; and what `Problem.make` refuses.
+            InvalidInput: structures that are not square, features of another shape, batch axes that do not broadcast,
+                alpha outside [0, 1], an unknown loss, entries the loss cannot take; and what `Problem.make` refuses.
         """
         for name, side in (("x", x), ("y", y)):
-            if side.batch_shape:
-                refuse(name, "a structure without batch axes", f"batch {tuple(side.batch_shape)}", "Loop over them.")
             if side.shape[0] != side.shape[1]:
                 refuse(name, "a square matrix: the points of one space among themselves", f"shape {side.shape}")
         if loss not in LOSSES:
@@ -96,8 +95,15 @@ class Quadratic(Problem):
                 refuse("alpha", "1 where there are no features", f"{alpha:g}", "Give features=...")
             zero = x.tensors[0].detach().new_zeros(())
             features = Factored(zero.expand(n), zero.expand(m), zero.expand(n, 1), zero.expand(m, 1))
-        if features.shape != (n, m) or features.batch_shape:
+        if features.shape != (n, m):
             refuse("features", f"a cost of shape {(n, m)}", f"shape {(*features.batch_shape, *features.shape)}")
+        a, b = x.masses(a, None)[0], y.masses(None, b)[1]  # which know their own padding
+        parts = [tuple(s) for s in (x.batch_shape, y.batch_shape, features.batch_shape, a.shape[:-1], b.shape[:-1])]
+        try:
+            batch = torch.broadcast_shapes(*parts)
+        except RuntimeError:
+            refuse("x, y, features, a and b", "batch axes that broadcast", ", ".join(map(str, parts)))
+        a, b = a.expand(*batch, n), b.expand(*batch, m)
         linear = Problem.make(features, a, b, marginals=marginals)
         out = cls(features, linear.a, linear.b, linear.marginals, x=x, y=y, alpha=float(alpha), loss=loss)
         if loss == "kl":
@@ -108,12 +114,12 @@ class Quadratic(Problem):
         if out.soft and not all(isinstance(p, KL | Exact) for p in out.marginals):
             refuse("marginals", "KL(rho) beside KL(rho) or Exact() only", str(marginals))
         if isinstance(epsilon, Relative):
-            form = Form(out)
-            moments = form.product(form.a, form.b)
-            mean = float(form.energy(moments, form.half(moments)) / (form.a.sum() * form.b.sum()))
-            if not 0 < mean < math.inf:
+            form = out.detach().form
+            mean = form.energy(*form.independent()) / (form.a.sum(-1) * form.b.sum(-1))
+            if not bool(((mean > 0) & (mean < math.inf)).all()):
                 cure = "Give epsilon as a number."
-                refuse("epsilon=Relative(...)", "a positive finite objective at a ⊗ b", f"{mean:.6g}", cure)
+                got = f"{float(mean.min()):.6g}"
+                refuse("epsilon=Relative(...)", "a positive finite objective at a ⊗ b", got, cure)
             epsilon = epsilon.fraction * mean
         strength = Problem.make(features, linear.a, linear.b, marginals=linear.marginals, epsilon=epsilon).epsilon
         return replace(out, epsilon=strength)
@@ -131,6 +137,11 @@ class Quadratic(Problem):
         return replace(self, geometry=linear.geometry, a=self.b, b=self.a, marginals=linear.marginals,
                        x=self.y, y=self.x)  # fmt: skip
 
+    def select(self, index: Tensor) -> Quadratic:
+        linear = super().select(index)
+        return replace(self, geometry=linear.geometry, a=linear.a, b=linear.b, marginals=linear.marginals,
+                       epsilon=linear.epsilon, x=self.x.select(index), y=self.y.select(index))  # fmt: skip
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (*super().tensors, *self.x.tensors, *self.y.tensors)
@@ -142,29 +153,63 @@ class Quadratic(Problem):
         x, y = (side.with_tensors(*(next(rest) for _ in side.tensors)) for side in (self.x, self.y))
         return replace(out, x=x, y=y)
 
+    def detach(self) -> Self:
+        return super().detach() if any(t.requires_grad for t in self.tensors) else self  # and keep its form
+
+    @cached_property
+    def form(self) -> Form:
+        """The objective in float64, made once; with gradient history where the problem has any."""
+        return Form(self)
+
+    @property
+    def live(self) -> tuple[Tensor, Tensor]:
+        """Which points of each side can have mass, (*batch, n) and (*batch, m); the others are no part of it."""
+        left, right = (
+            (weights.detach() > 0) | (not marginal.dead_without_weight)
+            for weights, marginal in zip((self.a, self.b), self.marginals)
+        )
+        return left, right
+
+
+def along(weight: Tensor, like: Tensor) -> Tensor:
+    """A number for each item, (*batch,), as a factor of something (*batch, ...)."""
+    return weight.reshape(*weight.shape, *[1] * (like.dim() - weight.dim()))
+
+
+def _scaled(t: Tensor, weight: float | Tensor) -> Tensor:
+    return t * along(weight, t) if isinstance(weight, Tensor) else t * weight
+
 
 class Linear(NamedTuple):
     """A cost in the form of a problem: row_i + col_j - core_ij, or row_i + col_j - <phi_i, core psi_j>."""
 
-    row: Tensor  # (n,)
-    col: Tensor  # (m,)
-    core: Tensor  # (n, m), or (r, s) in factors
+    row: Tensor  # (*batch, n)
+    col: Tensor  # (*batch, m)
+    core: Tensor  # (*batch, n, m), or (r, s) in factors
+
+    def times(self, weight: float | Tensor) -> Linear:
+        """Weight x this, for a number or one for each item."""
+        return Linear(*(_scaled(t, weight) for t in self))
 
     def plus(self, other: Linear, weight: float | Tensor, own: float | Tensor = 1) -> Linear:
         """Own x this + weight x other."""
-        return Linear(*(own * s + weight * t for s, t in zip(self, other)))
+        return Linear(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
 
 
 class Moments(NamedTuple):
     """What a quadratic form sees of a plan: its marginals, and the plan itself, or phi^T P psi in factors."""
 
-    p: Tensor  # (n,)
-    q: Tensor  # (m,)
-    body: Tensor  # (n, m), or (r, s)
+    p: Tensor  # (*batch, n)
+    q: Tensor  # (*batch, m)
+    body: Tensor  # (*batch, n, m), or (r, s)
+
+    def times(self, weight: float | Tensor) -> Moments:
+        """Weight x these, for a number or one for each item."""
+        return Moments(*(_scaled(t, weight) for t in self))
 
     def plus(self, other: Moments, weight: float | Tensor, own: float | Tensor = 1) -> Moments:
         """Own x these + weight x others."""
-        return Moments(*(own * s + weight * t for s, t in zip(self, other)))
+        return Moments(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
 
 
 class Form:
@@ -176,12 +221,13 @@ class Form:
 
     symmetrised where C or D is not symmetric, so that its gradient is 2 half(P). Where both structures are clouds with
     an inner-product cost, h1(C) = phi A phi^T with r = d + 2 columns in phi, and likewise psi and B: then half(P)
-    needs no more of P than phi^T P psi, and nothing n x m is formed. Otherwise phi and psi stand for the identity.
+    needs no more of P than phi^T P psi, and nothing n x m is formed. Otherwise, and for a batch, whose problems are
+    small, phi and psi stand for the identity.
 
-    O((n + m) (r + s)^2) time in factors, O(n m (n + m)) without.
+    O((n + m) (r + s)^2) time in factors, O(n m (n + m)) without, for each item.
 
     Attributes:
-        a, b: masses in float64.
+        a, b: masses in float64, (*batch, n) and (*batch, m).
         phi, psi: (n, r) and (m, s), or None.
         features: the cost M as `Linear`; None where alpha = 1.
 
@@ -191,14 +237,14 @@ class Form:
     """
 
     def __init__(self, problem: Quadratic) -> None:
-        self.problem = problem
         self.alpha, self.square = problem.alpha, problem.loss == "square"
         a, b = problem.a.double(), problem.b.double()
         if problem.balanced:
-            b = b * (a.detach().sum() / b.detach().sum())
+            b = b * (a.detach().sum(-1, keepdim=True) / b.detach().sum(-1, keepdim=True))
         self.a, self.b = a, b
-        left, right = (_factors(g) if self.square else None for g in (problem.x, problem.y))
-        linear = _linear_factors(problem.geometry) if self.alpha != 1 else ()
+        alone = not problem.batch_shape
+        left, right = (_factors(g) if self.square and alone else None for g in (problem.x, problem.y))
+        linear = _linear_factors(problem.geometry) if self.alpha != 1 and alone else ()
         self.phi: Tensor | None = None
         self.psi: Tensor | None = None
         self.features: Linear | None = None
@@ -215,11 +261,14 @@ class Form:
                 self.features = Linear(h, k, core)
         else:
             for name, side in (("x", problem.x), ("y", problem.y)):
-                if side.shape[0] ** 2 > _DENSE_LIMIT and not isinstance(side, CostMatrix):
-                    refuse(name, f"at most {math.isqrt(_DENSE_LIMIT):,} points for a matrix that must be formed",
+                items = side.batch_shape.numel()
+                if items * side.shape[0] ** 2 > _DENSE_LIMIT and not isinstance(side, CostMatrix):
+                    refuse(name, f"at most {math.isqrt(_DENSE_LIMIT // items):,} points for a matrix that must be "
+                           "formed" + (f" for each of {items:,} items" if side.batch_shape else ""),
                            f"{side.shape[0]:,}",
+                           "Solve the batch in parts." if side.batch_shape else
                            "Use cost='sqeuclidean' for points.")  # fmt: skip
-            self._C, self._D = (side.to(torch.float64).tile() for side in (problem.x, problem.y))
+            self._C, self._D = matrices(problem)
             self.A = self._C
             self.B = 2 * self._D if self.square else self._D.log()
             if self.alpha != 1:
@@ -236,24 +285,35 @@ class Form:
         """Whether nothing n x m is formed."""
         return self.phi is not None
 
+    def independent(self) -> tuple[Moments, Linear]:
+        """The moments of a ⊗ b, scaled to the mass of a, and half of it."""
+        moments = self.product(self.a, self.b)
+        return moments, self.half(moments)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The size of the objective at a ⊗ b, (*batch,), for tolerances."""
+        return self.energy(*self.independent()).abs()
+
     # -- plans --------------------------------------------------------------------------------------------------
 
     def moments(self, plan: Plan) -> Moments:
         """Those of a plan, one pass over its pairs."""
         if self.phi is None or self.psi is None:
             body = dense(plan)
-            return Moments(body.sum(1), body.sum(0), body)
+            return Moments(body.sum(-1), body.sum(-2), body)
         ones = self.psi.new_ones(len(self.psi), 1)
         right = plan._matmul(torch.cat([self.psi.detach(), ones], 1))
         q = plan.col_sums().to(right)
         return Moments(right[:, -1], q, self.phi.detach().mT @ right[:, :-1])
 
     def product(self, p: Tensor, q: Tensor) -> Moments:
-        """Those of the plan p q^T / sum(p)."""
-        share = q / q.sum()
+        """Those of the plan p q^T / sum(q), of the mass of p."""
+        share = q / q.sum(-1, keepdim=True)
+        both = share * p.sum(-1, keepdim=True)
         if self.phi is None or self.psi is None:
-            return Moments(p, share * p.sum(), torch.outer(p, share))
-        return Moments(p, share * p.sum(), torch.outer(self.phi.mT @ p, self.psi.mT @ share))
+            return Moments(p, both, p.unsqueeze(-1) * share.unsqueeze(-2))
+        return Moments(p, both, torch.outer(self.phi.mT @ p, self.psi.mT @ share))
 
     # -- costs --------------------------------------------------------------------------------------------------
 
@@ -268,8 +328,8 @@ class Form:
         return Linear(row, col, self._core(body))
 
     def half_of(self, plan: SparsePlan, moments: Moments) -> Linear:
-        """The same for a sparse plan without factors, by one matrix product."""
-        if self.factored or not self.symmetric:
+        """The same for a sparse plan without factors, by one matrix product; for a batch, by two."""
+        if self.factored or not self.symmetric or plan.batch_shape:
             return self.half(moments)
         right = self.B.new_zeros(plan.shape[0], plan.shape[1])
         right.index_add_(0, plan.rows, self.B[plan.cols] * plan.mass.to(self.B).unsqueeze(1))
@@ -285,62 +345,85 @@ class Form:
         """f1(C) p, symmetrised."""
         if self.phi is not None:
             return _squared(self.phi, self.A, p)
-        matrix = self._C.square() if self.square else torch.special.xlogy(self._C, self._C) - self._C
-        return matrix @ p if self.symmetric else (matrix @ p + matrix.mT @ p) / 2
+        return self._times(self._C.square() if self.square else torch.special.xlogy(self._C, self._C) - self._C, p)
 
     def _cols(self, q: Tensor) -> Tensor:
         """f2(D) q, symmetrised."""
         if self.psi is not None:
             return _squared(self.psi, self.B / 2, q)
-        matrix = self._D.square() if self.square else self._D
-        return matrix @ q if self.symmetric else (matrix @ q + matrix.mT @ q) / 2
+        return self._times(self._D.square() if self.square else self._D, q)
+
+    def _times(self, matrix: Tensor, p: Tensor) -> Tensor:
+        p = p.unsqueeze(-1)
+        return (matrix @ p if self.symmetric else (matrix @ p + matrix.mT @ p) / 2).squeeze(-1)
 
     def gradient(self, half: Linear) -> Linear:
         """(1 - alpha) M + 2 alpha half(P), the gradient of the objective without entropy and penalties."""
         if self.features is None:
-            return Linear(*(2 * self.alpha * t for t in half))
+            return half.times(2 * self.alpha)
         return half.plus(self.features, 1 - self.alpha, own=2 * self.alpha)
 
     def energy(self, moments: Moments, half: Linear) -> Tensor:
-        """(1 - alpha) <P, M> + alpha <half(P), P>."""
+        """(1 - alpha) <P, M> + alpha <half(P), P>, (*batch,)."""
         value = self.alpha * inner(half, moments)
         return value if self.features is None else value + (1 - self.alpha) * inner(self.features, moments)
 
     def geometry(self, cost: Linear) -> Geometry:
         """A linear cost as a geometry."""
         if self.phi is None or self.psi is None:
-            return CostMatrix(cost.row.unsqueeze(1) + cost.col - cost.core)
+            return CostMatrix(cost.row.unsqueeze(-1) + cost.col.unsqueeze(-2) - cost.core)
         return Factored(cost.row, cost.col, (self.phi @ cost.core).detach(), self.psi.detach())
 
 
+def matrices(problem: Quadratic) -> tuple[Tensor, Tensor]:
+    """The structures in float64, (*batch, n, n) and (*batch, m, m).
+
+    Where the loss takes logarithms, entries of points that cannot have mass are one: they count for nothing, whatever
+    they are.
+    """
+    C, D = (side.to(torch.float64).tile() for side in (problem.x, problem.y))
+    if problem.loss == "square":
+        return C, D
+    C, D = (S if bool(live.all()) else torch.where(_both(live), S, 1) for S, live in zip((C, D), problem.live))
+    return C, D
+
+
+def _both(live: Tensor) -> Tensor:
+    """The pairs of points that can both have mass."""
+    return live.unsqueeze(-1) & live.unsqueeze(-2)
+
+
 def inner(cost: Linear, moments: Moments) -> Tensor:
-    """The linear cost of a plan, <P, cost>."""
-    return cost.row @ moments.p + cost.col @ moments.q - (cost.core * moments.body).sum()
+    """The linear cost of a plan, <P, cost>, (*batch,)."""
+    lines = (cost.row * moments.p).sum(-1) + (cost.col * moments.q).sum(-1)
+    return lines - (cost.core * moments.body).sum((-2, -1))
 
 
 def dense(plan: Plan) -> Tensor:
-    """A plan in full, (n, m) float64, without its container."""
+    """A plan in full, (*batch, n, m) float64, without its container."""
     geometry = plan.geometry
     if isinstance(plan, SparsePlan):
-        flat = plan.mass.new_zeros(plan.shape[0] * plan.shape[1], dtype=torch.float64)
-        flat.index_add_(0, plan.rows * plan.shape[1] + plan.cols, plan.mass.double())
-        return flat.reshape(plan.shape)
+        n, m = plan.shape
+        flat = plan.mass.new_zeros((*plan.batch_shape, n * m), dtype=torch.float64)
+        flat.scatter_add_(-1, plan.rows * m + plan.cols, plan.mass.double())
+        return flat.reshape(*plan.batch_shape, n, m)
     if isinstance(plan, FactoredPlan):
         return (plan._left @ plan.R.mT).double()
     F, G, epsilon = plan.F.double(), plan.G.double(), plan.epsilon.double()  # type: ignore[attr-defined]
     exact = getattr(plan, "_exact", geometry)
-    return ((F.unsqueeze(1) + G - exact.tile()) / epsilon).exp()
+    reduced = F.unsqueeze(-1) + G.unsqueeze(-2) - exact.tile()
+    return (reduced / along(epsilon, reduced)).exp()
 
 
 def quadratic_kl(p: Tensor, reference: Tensor) -> Tensor:
-    """KL(p ⊗ p | r ⊗ r) = 2 m(p) sum p log(p / r) - m(p)^2 + m(r)^2."""
-    mass, whole = p.sum(), reference.sum()
+    """KL(p ⊗ p | r ⊗ r) = 2 m(p) sum p log(p / r) - m(p)^2 + m(r)^2, (*batch,)."""
+    mass, whole = p.sum(-1), reference.sum(-1)
     return 2 * mass * logarithmic(p, reference) - mass.square() + whole.square()
 
 
 def logarithmic(p: Tensor, reference: Tensor) -> Tensor:
-    """Sum p log(p / r), with 0 log 0 = 0."""
-    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, reference)).sum()
+    """Sum p log(p / r), with 0 log 0 = 0, (*batch,)."""
+    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, reference)).sum(-1)
 
 
 def _squared(phi: Tensor, A: Tensor, p: Tensor) -> Tensor:
@@ -374,8 +457,8 @@ def _linear_factors(features: Geometry) -> tuple[Tensor, ...] | None:
 
 
 def _check_positive(problem: Quadratic) -> None:
-    for name, side, bound in (("x", problem.x, ">= 0"), ("y", problem.y, "> 0")):
-        least = float(side.detach().tile().min())
+    for name, side, live, bound in zip("xy", (problem.x, problem.y), problem.live, (">= 0", "> 0")):
+        least = float(torch.where(_both(live), side.detach().tile(), torch.inf).min())
         if least < 0 or (name == "y" and least == 0):
             refuse(f"{name} with loss='kl'", f"entries {bound}", f"{least:g}",
                    "Use similarities such as exp(-distance), or loss='square'.")  # fmt: skip

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
 from ...geometry import Geometry
+from ...kernels.simplex import network_simplex
 from ...marginals import Exact, Free, Partial
 from ...plan import Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Status
 from ...structure import Form, Linear, Moments, inner
-from ..base import Outcome, Solver, check_number, run
+from ..base import Outcome, Solver, check_number, run, time_is_up
 from ..exact.assignment import Assignment, permutes
 from ..exact.simplex import NetworkSimplex
-from .common import begin, check_plan, quadratic, sparse
+from .common import begin, check_plan, quadratic, sparse, where
 
 __all__ = ["ConditionalGradient", "GradientState", "least"]
 
@@ -27,17 +30,15 @@ _PATHS = 1_400
 
 
 class GradientState(NamedTuple):
-    """A plan and what the form makes of it, with the potentials of the last linear problem."""
+    """A plan and what the form of the problem makes of it, with the potentials of the last linear problem."""
 
-    form: Form
     plan: Plan | None  # in factors only, where the moments do not tell the entries; None for a ⊗ b
     moments: Moments
     half: Linear
-    energy: Tensor
-    scale: float
+    energy: Tensor  # (*batch,)
     f: Tensor
     g: Tensor
-    error: float
+    error: Tensor  # (*batch,)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class ConditionalGradient(Solver[GradientState]):
     points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1, the plans
     are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures an
     iteration.
+
+    A batch takes its steps together, each item with a line search of its own, until its gap is small; its linear
+    problems are one call where all are permutations or one side is free, and otherwise one simplex after the other.
 
     Args:
         tol: gap to stop at, relative to the objective of a ⊗ b.
@@ -84,53 +88,71 @@ class ConditionalGradient(Solver[GradientState]):
         check_plan("start", self.start, problem)
 
     def init(self, problem: Problem) -> GradientState:
-        form, plan, moments, half, scale = begin(problem, self.start)
+        form, plan, moments, half, _ = begin(problem, self.start)
         if kind_of_partial(problem) and self.start is None:
-            moments = form.product(form.a * (_part(problem).to(form.a) / form.a.sum()), form.b)
+            share = _part(problem).to(form.a) / form.a.sum(-1)
+            moments = form.product(form.a * share.unsqueeze(-1), form.b)
             half = form.half(moments)
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
-        return GradientState(form, plan, moments, half, form.energy(moments, half), scale, f, g, float("inf"))
+        energy = form.energy(moments, half)
+        return GradientState(plan, moments, half, energy, f, g, torch.full_like(energy, torch.inf))
 
     def step(self, problem: Problem, state: GradientState) -> GradientState:
-        form = state.form
+        given = quadratic(problem)
+        form, ended = given.form, self.done(problem, state)
         gradient = form.gradient(state.half)
         geometry = form.geometry(gradient)
-        vertex, f, g = least(replace(quadratic(problem), a=form.a, b=form.b), geometry, state.f, state.g)
+        vertex, f, g = least(replace(given, a=form.a, b=form.b), geometry, state.f, state.g)
         moments = form.moments(vertex)
-        gap = float(inner(gradient, state.moments) - inner(gradient, moments))
-        state = state._replace(f=f, g=g, error=max(gap, 0.0) / state.scale)
-        if state.error <= self.tol:
-            return state
+        gap = (inner(gradient, state.moments) - inner(gradient, moments)).clamp(min=0)
+        stay = state._replace(f=f, g=g, error=gap / form.scale.clamp(min=torch.finfo(gap.dtype).tiny))
+        met = self.done(problem, stay)
+        if not bool((ended | met).all()):
+            moved = self._moved(problem, stay, vertex, moments, gap)
+            stay = where(met, stay, moved)
+        return where(ended, state, stay)
+
+    def _moved(
+        self, problem: Problem, state: GradientState, vertex: SparsePlan, moments: Moments, gap: Tensor
+    ) -> GradientState:
+        """The state after a line search towards a vertex."""
+        form = quadratic(problem).form
         half = form.half_of(vertex, moments)
         move, turn = moments.plus(state.moments, -1), half.plus(state.half, -1)
-        curvature = form.alpha * float(inner(turn, move))
+        curvature = form.alpha * inner(turn, move)
         # E(P + t D) = E(P) - gap t + curvature t^2
-        t = min(1.0, gap / (2 * curvature)) if curvature > 0 else 1.0
+        t = torch.where(curvature > 0, (gap / (2 * curvature)).clamp(max=1), 1)
         if form.factored and not isinstance(state.plan, SparsePlan):
-            t = 1.0  # the entries of a ⊗ b, or of another full plan, are too many to be kept
-        if t == 1:
-            return state._replace(plan=vertex, moments=moments, half=half, energy=form.energy(moments, half))
-        plan = _between(problem, state.plan, vertex, t) if form.factored else None
-        moments, half = state.moments.plus(move, t), state.half.plus(turn, t)
+            t = torch.ones_like(t)  # the entries of a ⊗ b, or of another full plan, are too many to be kept
+        whole = t == 1
+        plan: Plan | None = vertex
+        if not bool(whole.all()):
+            plan = _between(problem, state.plan, vertex, float(t)) if form.factored else None
+            moments = where(whole, moments, state.moments.plus(move, t))
+            half = where(whole, half, state.half.plus(turn, t))
         return state._replace(plan=plan, moments=moments, half=half, energy=form.energy(moments, half))
 
+    def done(self, problem: Problem, state: GradientState) -> Tensor:
+        return state.error <= self.tol
+
     def terminate(self, problem: Problem, state: GradientState) -> tuple[Status, ...] | None:
-        return self.verdict(problem, state) if state.error <= self.tol else None
+        return self.verdict(problem, state) if bool(self.done(problem, state).all()) else None
 
     def verdict(self, problem: Problem, state: GradientState) -> tuple[Status, ...]:
-        return (Status.CONVERGED if state.error <= self.tol else Status.MAX_ITER,)
+        met = self.done(problem, state).reshape(-1).tolist()
+        return tuple(Status.CONVERGED if each else Status.MAX_ITER for each in met)
 
     def error(self, state: GradientState) -> float:
-        return state.error
+        return float(state.error.max())
 
     def finish(self, problem: Problem, state: GradientState) -> Outcome:
-        form = state.form
+        form = quadratic(problem).form
         plan = state.plan if form.factored and state.plan is not None else None
         found = sparse(state.moments.body, problem) if plan is None else plan
         assert isinstance(found, SparsePlan)
         geometry = form.geometry(form.gradient(state.half)).to(problem.a.dtype)
         found = SparsePlan(geometry, found.rows, found.cols, found.mass)
-        return Outcome(found, state.f, state.g, {"stationarity": state.error, "linear_geometry": _told(form)})
+        return Outcome(found, state.f, state.g, {"stationarity": self.error(state), "linear_geometry": _told(form)})
 
 
 def _told(form: Form) -> str:
@@ -138,7 +160,7 @@ def _told(form: Form) -> str:
 
 
 def _part(problem: Problem) -> Tensor:
-    """The mass of the plans of a partial problem."""
+    """The mass of the plans of a partial problem, (*batch,)."""
     mass = problem.marginals[0].total(problem.sides[0])
     assert mass is not None
     return mass
@@ -155,24 +177,58 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[S
     Args:
         problem: with masses in float64; its own cost is not looked at.
         geometry: the linear cost.
-        f, g: potentials to start from.
+        f, g: potentials to start from, (*batch, n) and (*batch, m).
     """
     left, right = problem.marginals
     if isinstance(right, Free):
         f, cols = geometry.cmin(torch.zeros_like(problem.b))
-        rows = torch.arange(len(cols), device=cols.device)
+        rows = torch.arange(cols.shape[-1], device=cols.device).expand(cols.shape)
         return SparsePlan(geometry, rows, cols, problem.a), f, torch.zeros_like(problem.b)
     if isinstance(left, Free):
         plan, g, f = least(replace(problem, a=problem.b, b=problem.a, marginals=(right, left)), geometry.T, g, f)
         return SparsePlan(geometry, plan.cols, plan.rows, plan.mass), f, g
     linear = Problem(geometry, problem.a, problem.b, problem.marginals)
     solver: Solver[Any] = NetworkSimplex(f=f, g=g)
-    if problem.balanced and len(problem.a) <= _PATHS and permutes(linear):
+    if problem.balanced and problem.a.shape[-1] <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
+    elif problem.balanced and problem.batch_shape:
+        return _one_by_one(linear, g)
     solution = run(linear, solver, warn=False)
     vertex = solution.plan
     assert isinstance(vertex, SparsePlan)
     return vertex, solution.f, solution.g
+
+
+def _one_by_one(linear: Problem, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
+    """The vertices of the small problems of a batch, by a simplex each between the points that have mass."""
+    batch, (n, m), geometry = linear.batch_shape, linear.shape, linear.geometry
+    count, device = batch.numel(), g.device
+    cost = geometry.tile().expand(*batch, n, m).reshape(count, n, m).cpu().numpy()
+    a, b, start = (t.reshape(count, -1).cpu().numpy() for t in (linear.a, linear.b, g))
+    rows, cols = (np.zeros((count, n + m), np.int64) for _ in range(2))
+    mass, f, g_new = np.zeros((count, n + m)), np.zeros((count, n)), np.zeros((count, m))
+    for k in range(count):
+        i, j = _live(a[k]), _live(b[k])
+        part = np.ascontiguousarray(cost[k][i][:, j])
+        found = network_simplex(part, a[k][i], b[k][j], g=start[k][j], interrupt=time_is_up)
+        size = len(found.mass)
+        rows[k, :size], cols[k, :size] = np.arange(n)[i][found.rows], np.arange(m)[j][found.cols]
+        mass[k, :size], f[k][i], g_new[k][j] = found.mass, found.f, found.g
+    entries = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (rows, cols, mass))
+    plan = SparsePlan(geometry, *entries)
+    f_all, g_all = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (f, g_new))
+    dead_a, dead_b = linear.a <= 0, linear.b <= 0
+    if bool(dead_a.any()):
+        f_all = torch.where(dead_a, geometry.cmin(g_all.masked_fill(dead_b, -torch.inf))[0], f_all)
+    if bool(dead_b.any()):
+        g_all = torch.where(dead_b, geometry.cmin(f_all.masked_fill(dead_a, -torch.inf), dim=0)[0], g_all)
+    return plan, f_all, g_all
+
+
+def _live(weights: NDArray[np.float64]) -> slice | NDArray[np.intp]:
+    """The points with mass; a slice where they come first, as in padded problems."""
+    live = np.flatnonzero(weights)
+    return slice(0, len(live)) if live[-1] == len(live) - 1 else live
 
 
 def _between(problem: Problem, old: Plan | None, new: SparsePlan, t: float) -> SparsePlan:

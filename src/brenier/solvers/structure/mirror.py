@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,41 +9,45 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
-from ...marginals import KL, Exact, Marginal
+from ...marginals import KL, Exact, Marginal, log_weights
 from ...plan import GibbsPlan, Plan
 from ...problem import Problem
 from ...solution import Status
-from ...structure import Form, Linear, Moments, inner, logarithmic, quadratic_kl
+from ...structure import Form, Linear, Moments, Quadratic, along, inner, logarithmic, quadratic_kl
 from ..base import Outcome, Solver, check_number, run
 from ..entropic.hybrid import SinkhornNewton
 from ..entropic.schedule import Fixed, Halving
 from ..entropic.sinkhorn import Sinkhorn
 from ..entropic.start import Given, Zeros
-from .common import begin, check_plan, quadratic
+from .common import begin, check_plan, quadratic, where
 
 __all__ = ["Mirror", "MirrorState", "Proximal", "objective"]
 
 _LOOSE = 1e-2  # relative marginal error of the first linear problems
 _SHARE = 0.1  # of the last change of the plan that the next linear problem may leave as marginal error
+_ROUNDS = 30  # iterations of Sinkhorn for the first linear problems of a batch, whose items share them
 _RISE = 100  # marginal errors, times the objective, from which on a rise counts as one
 
 
 class MirrorState(NamedTuple):
-    """A plan, what the form makes of it, and how it got there."""
+    """A plan, what the form of the problem makes of it, and how it got there; numbers are (*batch,)."""
 
-    form: Form
-    plan: GibbsPlan | None  # None before the first step
+    cost: Linear  # of the last linear problem
+    F: Tensor  # its plan, as that of `GibbsPlan`
+    G: Tensor
+    epsilon: Tensor
     moments: Moments
     half: Linear
     ratio: Linear  # -log(P / (a ⊗ b))
     f: Tensor
     g: Tensor
-    value: float
-    scale: float
-    damping: float  # weight of KL(P | last P)
-    change: float  # of the plan in the last step, relative
-    loosest: float  # tolerance of the linear problems from here on
-    settled: bool  # whether the last one was solved to the last digit that counts
+    value: Tensor
+    damping: Tensor  # weight of KL(P | last P)
+    change: Tensor  # of the plan in the last step, relative; NaN where it left the floating-point range
+    loosest: Tensor  # tolerance of the linear problems from here on
+    settled: Tensor  # whether the last one was solved to the last digit that counts
+    rounds: int  # iterations of Sinkhorn for the next linear problem
+    cold: bool  # before the first step
 
 
 @dataclass(frozen=True)
@@ -64,89 +67,124 @@ class _Descent(Solver[MirrorState]):
     def check(self, problem: Problem) -> None:
         check_plan("start", self.start, problem)
 
-    def _damping(self, problem: Problem, scale: float) -> float:
-        return 0.0
+    def _damping(self, problem: Problem, scale: Tensor) -> Tensor:
+        return torch.zeros_like(scale)
 
     def init(self, problem: Problem) -> MirrorState:
-        form, _, moments, half, scale = begin(problem, self.start)
-        ratio = Linear(*(torch.zeros_like(t) for t in half))
-        f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
-        damping, far = self._damping(problem, scale), float("inf")
-        return MirrorState(form, None, moments, half, ratio, f, g, far, scale, damping, far, _LOOSE, False)
-
-    def step(self, problem: Problem, state: MirrorState) -> MirrorState:
-        form, given = state.form, quadratic(problem)
-        base = 0.0 if given.epsilon is None else float(given.epsilon)
-        cost, strength, marginals = form.gradient(state.half), base + state.damping, _wide(given.marginals)
-        mass = float(state.moments.p.sum())
-        if given.soft:  # the best plan against the last one, of a form that is linear in both
-            cost = Linear(*(t * form.alpha for t in state.half))
-            cost = cost._replace(row=cost.row + self._constant(given, state))
-            strength, marginals = base * mass, _scaled(marginals, mass)
-        if state.damping:
-            cost = cost.plus(state.ratio, state.damping)
-        epsilon = torch.tensor(strength, dtype=torch.float64, device=form.a.device)
-        linear = Problem(form.geometry(cost), form.a, form.b, marginals, epsilon)
-        least = _SHARE * self.tol
-        tol = max(least, min(state.loosest, _SHARE * state.change))
-        cold = state.plan is None
-        start = Zeros() if cold else Given(state.f, state.g)
-        schedule = Halving() if cold else Fixed()
-        solver: Solver[Any] = Sinkhorn(tol=tol, max_iter=self.inner_max_iter, schedule=schedule, start=start)
-        if linear.balanced and bool((form.a > 0).all() & (form.b > 0).all()):
-            solver = SinkhornNewton(tol=tol, max_iter=self.inner_max_iter, sinkhorn=solver)  # type: ignore[arg-type]
-        solution = run(linear, solver, warn=False)
-        plan, f, g = solution.plan, solution.f, solution.g
-        assert isinstance(plan, GibbsPlan)
-        moments = form.moments(plan)
-        if given.soft and not any(isinstance(p, Exact) for p in given.marginals):
-            grown = (mass / moments.p.sum()).sqrt()
-            plan, moments = plan.scaled(u=grown.expand(len(f))), Moments(*(grown * t for t in moments))
-            f = f + epsilon * grown.log()
-        half = form.half(moments)
-        shifted = Linear(cost.row - _finite(f), cost.col - _finite(g), cost.core)
-        ratio = Linear(*(t / epsilon for t in shifted))
-        value = float(objective(form, moments, half, ratio))
-        settled = tol <= least and solution.status.ok
-        change = float((moments.body - state.moments.body).abs().sum() / moments.body.abs().sum())
-        loosest, damping = state.loosest, state.damping
-        if value > state.value + _RISE * least * state.scale and not given.soft:
-            if state.settled and settled:  # a step too long for a form that is not concave: shorter ones from here on
-                return state._replace(damping=max(2 * damping, base))
-            loosest = _SHARE * tol  # or the values were those of plans that miss their marginals
+        form, _, moments, half, _ = begin(problem, self.start)
+        nothing, none = half.times(0), torch.zeros_like(form.scale)
+        F, G = log_weights(form.a), log_weights(form.b / form.b.sum(-1, keepdim=True))  # a ⊗ b
         return MirrorState(
-            form, plan, moments, half, ratio, f, g, value, state.scale, damping, change, loosest, settled
+            cost=nothing,
+            F=F,
+            G=G,
+            epsilon=none + 1,
+            moments=moments,
+            half=half,
+            ratio=nothing,
+            f=torch.zeros_like(form.a),
+            g=torch.zeros_like(form.b),
+            value=none + torch.inf,
+            damping=self._damping(problem, form.scale),
+            change=none + torch.inf,
+            loosest=none + _LOOSE,
+            settled=none > 0,
+            rounds=min(_ROUNDS, self.inner_max_iter) if problem.batch_shape else self.inner_max_iter,
+            cold=True,
         )
 
+    def step(self, problem: Problem, state: MirrorState) -> MirrorState:
+        given, ended = quadratic(problem), self.done(problem, state)
+        form, soft = given.form, given.soft
+        base = torch.zeros_like(state.damping) if given.epsilon is None else given.epsilon.double()
+        cost, unit = form.gradient(state.half), torch.ones_like(state.damping)
+        if soft:  # the best plan against the last one, of a form that is linear in both
+            cost = state.half.times(form.alpha)
+            cost = cost._replace(row=cost.row + self._constant(given, state).unsqueeze(-1))
+            unit = state.moments.p.sum(-1)  # by which the penalties of that form grow, and the entropy
+        if bool((state.damping > 0).any()):
+            cost = cost.plus(state.ratio, state.damping)
+        if bool(ended.any()):  # the others of a batch need not wait for it
+            cost, unit = where(ended, cost.times(0), cost), where(ended, torch.ones_like(unit), unit)
+        strength = base + state.damping
+        least = _SHARE * self.tol
+        wanted = torch.minimum(state.loosest, _SHARE * state.change).clamp(min=least)
+        tol = float(wanted[~ended].min())
+        scaled = cost.times(1 / unit) if soft else cost
+        linear = Problem(form.geometry(scaled), form.a, form.b, _wide(given.marginals), strength)
+        f, g = (where(ended, torch.zeros_like(h), h / along(unit, h)) for h in (state.f, state.g))
+        solver: Solver[Any] = Sinkhorn(
+            tol=tol,
+            max_iter=state.rounds,
+            schedule=Halving() if state.cold else Fixed(),
+            start=Zeros() if state.cold else Given(f, g),
+        )
+        if linear.balanced:
+            solver = SinkhornNewton(tol=tol, max_iter=state.rounds, sinkhorn=solver)  # type: ignore[arg-type]
+        solution = run(linear, solver, warn=False)
+        plan = solution.plan
+        assert isinstance(plan, GibbsPlan)
+        moments, epsilon = form.moments(plan), strength * unit
+        F, G, f, g = (h * along(unit, h) for h in (plan.F, plan.G, solution.f, solution.g))
+        if soft and not any(isinstance(p, Exact) for p in given.marginals):
+            grown = (unit / moments.p.sum(-1)).sqrt()
+            moments, lift = moments.times(grown), (epsilon * grown.log()).unsqueeze(-1)
+            F, f = F + lift, f + lift
+        half = form.half(moments)
+        ratio = Linear(cost.row - _finite(f), cost.col - _finite(g), cost.core).times(1 / epsilon)
+        value = objective(given, form, moments, half, ratio)
+        solved = torch.tensor([s.ok for s in solution.statuses], device=value.device).reshape(value.shape)
+        settled = solved if tol <= least else torch.zeros_like(solved)
+        # the few items that need more go on from what they have; once they are many, all wait for them
+        few = int((~solved & ~ended).sum()) * 2 < int((~ended).sum())
+        rounds = state.rounds if few else min(2 * state.rounds, self.inner_max_iter)
+        move = (moments.body - state.moments.body).abs().sum((-2, -1))
+        change = move / moments.body.abs().sum((-2, -1))
+        rise = (value > state.value + _RISE * least * form.scale) & (not soft)
+        again = rise & state.settled & settled
+        loosest = torch.where(rise, _SHARE * wanted, state.loosest)  # or the plans missed their marginals
+        new = MirrorState(cost, F, G, epsilon, moments, half, ratio, f, g, value, state.damping, change, loosest,
+                          settled, rounds, cold=False)  # fmt: skip
+        # a step too long for a form that is not concave: shorter ones from here on
+        shorter = state._replace(damping=torch.maximum(2 * state.damping, base), rounds=rounds, cold=False)
+        lost = state._replace(change=torch.full_like(change, torch.nan), rounds=rounds, cold=False)
+        new = where(torch.isnan(change), lost, where(again, shorter, new))
+        return where(ended, state, new)
+
     @staticmethod
-    def _constant(problem: Any, state: MirrorState) -> Tensor:
+    def _constant(problem: Quadratic, state: MirrorState) -> Tensor:
         """The part of the quadratic penalties and entropy that is linear in the mass of the other plan."""
-        form, (p, q, _) = state.form, state.moments
-        total = p.new_zeros(())
+        assert problem.epsilon is not None
+        form, (p, q, _) = problem.form, state.moments
+        total = torch.zeros_like(state.damping)
         for marginal, sums, weights in zip(problem.marginals, (p, q), (form.a, form.b)):
             if isinstance(marginal, KL):
                 total = total + float(marginal.rho) * logarithmic(sums, weights)
         return total - problem.epsilon.double() * inner(state.ratio, state.moments)
 
-    def terminate(self, problem: Problem, state: MirrorState) -> tuple[Status, ...] | None:
-        if math.isnan(state.change):
-            return (Status.DIVERGED,)
-        return self.verdict(problem, state) if self._done(state) else None
+    def done(self, problem: Problem, state: MirrorState) -> Tensor:
+        return self._met(state) | torch.isnan(state.change)
 
-    def _done(self, state: MirrorState) -> bool:
-        return state.settled and state.change <= self.tol
+    def _met(self, state: MirrorState) -> Tensor:
+        return state.settled & (state.change <= self.tol)
+
+    def terminate(self, problem: Problem, state: MirrorState) -> tuple[Status, ...] | None:
+        return self.verdict(problem, state) if bool(self.done(problem, state).all()) else None
 
     def verdict(self, problem: Problem, state: MirrorState) -> tuple[Status, ...]:
-        return (Status.CONVERGED if self._done(state) else Status.MAX_ITER,)
+        met, lost = (t.reshape(-1).tolist() for t in (self._met(state), torch.isnan(state.change)))
+        return tuple(
+            Status.DIVERGED if nan else Status.CONVERGED if ok else Status.MAX_ITER for ok, nan in zip(met, lost)
+        )
 
     def error(self, state: MirrorState) -> float:
-        return state.change
+        return float(state.change.max())
 
     def finish(self, problem: Problem, state: MirrorState) -> Outcome:
-        assert state.plan is not None
-        p = state.plan
-        plan = GibbsPlan(p.geometry.to(problem.a.dtype), p.F, p.G, p.epsilon, p.geometry)
-        return Outcome(plan, state.f, state.g, {"change": state.change, "damping": state.damping})
+        exact = quadratic(problem).form.geometry(state.cost)
+        plan = GibbsPlan(exact.to(problem.a.dtype), state.F, state.G, state.epsilon, exact)
+        stats = {"change": self.error(state), "damping": float(state.damping.max())}
+        return Outcome(plan, state.f, state.g, stats)
 
 
 @dataclass(frozen=True)
@@ -160,7 +198,9 @@ class Mirror(_Descent):
     shorter. Each linear problem starts from the potentials of the last, and is solved only as well as the plan still
     changes. Any pair of marginals; `KL(rho)` is quadratic, and the iteration alternates between two plans of equal
     mass that are the same in the limit. Where rho is small against the loss, the best plan may have no mass at all: the
-    status is then `DIVERGED`, and a larger rho the cure.
+    status is then `DIVERGED`, and a larger rho the cure. The linear problems of a batch are solved together, each from
+    its own potentials; items that have converged stay as they are, and the few whose linear problem takes long go on
+    from what they have, until it is met: at small epsilon they may end at another stationary point than alone.
 
     Args:
         tol: relative change of the plan in a step to stop at: sum |P - P_k| over the mass, or that of the moments.
@@ -209,7 +249,7 @@ class Proximal(_Descent):
         super().__post_init__()
         check_number("strength", self.strength)
 
-    def _damping(self, problem: Problem, scale: float) -> float:
+    def _damping(self, problem: Problem, scale: Tensor) -> Tensor:
         return self.strength * scale
 
     def check(self, problem: Problem) -> None:
@@ -220,17 +260,15 @@ class Proximal(_Descent):
             refuse(self.name, "marginals other than KL(rho)", str(problem.marginals), "Give an epsilon.")
 
 
-def objective(form: Form, moments: Moments, half: Linear, ratio: Linear | None) -> Tensor:
-    """What is minimised, at a plan with P = a ⊗ b exp(-ratio): energy, entropy and penalties."""
-    problem = form.problem
+def objective(problem: Quadratic, form: Form, moments: Moments, half: Linear, ratio: Linear | None) -> Tensor:
+    """What is minimised, (*batch,), at a plan with P = a ⊗ b exp(-ratio): energy, entropy and penalties."""
     value = form.energy(moments, half)
-    epsilon = 0.0 if problem.epsilon is None else problem.epsilon.double()
-    whole = form.a.sum() * form.b.sum()
-    mass = moments.p.sum()
+    mass = moments.p.sum(-1)
     if problem.epsilon is not None and ratio is not None:
+        whole = form.a.sum(-1) * form.b.sum(-1)
         entropy = -inner(ratio, moments)
         entropy = 2 * mass * entropy - mass**2 + whole**2 if problem.soft else entropy - mass + whole
-        value = value + epsilon * entropy
+        value = value + problem.epsilon.double() * entropy
     sides = problem.double().sides
     for marginal, sums, weights, side in zip(_wide(problem.marginals), moments[:2], (form.a, form.b), sides):
         if isinstance(marginal, KL):
@@ -242,11 +280,6 @@ def objective(form: Form, moments: Moments, half: Linear, ratio: Linear | None) 
 
 def _wide(marginals: tuple[Marginal, Marginal]) -> tuple[Marginal, Marginal]:
     left, right = (p.map(lambda t: t.double()) for p in marginals)
-    return left, right
-
-
-def _scaled(marginals: tuple[Marginal, Marginal], mass: float) -> tuple[Marginal, Marginal]:
-    left, right = (KL(p.rho * mass) if isinstance(p, KL) else p for p in marginals)
     return left, right
 
 

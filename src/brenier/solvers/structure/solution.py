@@ -16,7 +16,7 @@ from ...marginals import Exact
 from ...plan import GibbsPlan, Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Solution
-from ...structure import Form, Linear, Moments, Quadratic, inner
+from ...structure import Form, Linear, Moments, Quadratic, along, inner
 from .bounds import lower_bound
 from .mirror import objective
 
@@ -27,31 +27,42 @@ __all__ = ["GromovSolution", "StructureCertificate"]
 class StructureCertificate(Certificate):
     """What is proved of a plan of a quadratic problem, in float64: bounds of the optimum, and how stationary it is.
 
-    `dual <= optimum <= primal` for the problem without entropy. The problem is not convex, so the bounds of a plan that
-    is optimal need not meet; a gap of zero proves global optimality. Where it is not zero, the plan is a stationary
-    point up to `stationarity`, and nothing better is claimed.
+    `dual <= optimum <= primal` for the problem without entropy, for each item of a batch. The problem is not convex, so
+    the bounds of a plan that is optimal need not meet; a gap of zero proves global optimality. Where it is not zero,
+    the plan is a stationary point up to `stationarity`, and nothing better is claimed.
 
     Attributes:
-        primal: the objective without entropy of the plan, rounded onto its marginals where both are exact.
-        dual: a lower bound: Mémoli's third or first, or zero where the marginals are not exact.
+        primal: the objective without entropy of the plan, rounded onto its marginals where both are exact, (*batch,).
+        dual: a lower bound, (*batch,): Mémoli's third or first, or zero where the marginals are not exact.
         bound: which one.
-        scale: the objective of a ⊗ b.
+        scale: the objective of a ⊗ b, (*batch,).
         stationarity: the largest first-order gain of any move from the plan to another, max_V <grad, P - V>, or a bound
-            of it: the Frank-Wolfe gap, with entropy and penalties, in units of the objective and to the accuracy of
-            the marginals. NaN for quadratic penalties.
+            of it, (*batch,): the Frank-Wolfe gap, with entropy and penalties, in units of the objective and to the
+            accuracy of the marginals. NaN for quadratic penalties.
     """
 
     bound: str
     stationarity: Tensor
 
     @property
+    def optimal(self) -> Tensor:
+        """Where the bounds meet, which proves the plan globally optimal, (*batch,)."""
+        return self.gap <= 1e-9 * self.scale
+
+    @property
     def guarantee(self) -> str:
-        """What the certificate claims, in words."""
-        if float(self.gap) <= 1e-9 * float(self.scale):
+        """What the certificate claims, in words; of a batch, what it claims of all items together."""
+        optimal = self.optimal
+        if bool(optimal.all()):
             return "global optimum"
-        return f"stationary point to {float(self.stationarity):.3g}; {self.bound}"
+        point = f"stationary point to {float(self.stationarity[~optimal].max()):.3g}; {self.bound}"
+        if not optimal.dim():
+            return point
+        return f"global optimum of {int(optimal.sum())} of {optimal.numel()}, {point}"
 
     def __str__(self) -> str:
+        if self.primal.dim():
+            return f"StructureCertificate({self.guarantee})"
         return (
             f"optimum in [{float(self.dual):.10g}, {float(self.primal):.10g}] ({self.bound}), Frank-Wolfe gap "
             f"{float(self.stationarity):.3g}, marginal errors {float(self.marginal_errors[0]):.3g} and "
@@ -64,7 +75,7 @@ class GromovSolution(Solution):
 
     `plan.cost()` is the linear cost at the plan itself, f and g are the potentials of that linear problem. There is no
     extension to new points, as the spaces share no cost; `plan.barycentric(y)` sends each point of x to the mean of
-    where its mass goes.
+    where its mass goes. Values, plans, potentials and the certificate have the batch axes of the problem.
 
     Attributes:
         stats: as in `Solution`; `values` are those of all starts, and `bound` the lower bound if a start came with it.
@@ -75,7 +86,7 @@ class GromovSolution(Solution):
     @cached_property
     def _form(self) -> Form:
         with torch.no_grad():
-            return Form(self.problem.detach())
+            return self.problem.detach().form
 
     @cached_property
     def _state(self) -> tuple[Moments, Linear]:
@@ -87,18 +98,18 @@ class GromovSolution(Solution):
     def _value(self) -> Tensor:
         with torch.no_grad():
             moments, half = self._state
-            value = objective(self._form, moments, half, None)
+            value = objective(self.problem.detach(), self._form, moments, half, None)
             if self.problem.epsilon is not None:
                 value = value + self._entropy(moments)
             return value
 
     def _entropy(self, moments: Moments) -> Tensor:
-        """Eps KL(P | a ⊗ b), or its quadratic form."""
+        """Eps KL(P | a ⊗ b), or its quadratic form, (*batch,)."""
         assert self.problem.epsilon is not None
-        whole, mass = self._form.a.sum() * self._form.b.sum(), moments.p.sum()
+        whole, mass = self._form.a.sum(-1) * self._form.b.sum(-1), moments.p.sum(-1)
         body = -inner_of_ratio(self._form, self._gibbs)
         entropy = 2 * mass * body - mass**2 + whole**2 if self.problem.soft else body - mass + whole
-        return self.problem.epsilon.double() * entropy
+        return self.problem.epsilon.detach().double() * entropy
 
     @property
     def _gibbs(self) -> GibbsPlan:
@@ -108,7 +119,7 @@ class GromovSolution(Solution):
 
     @property
     def value(self) -> Any:
-        """What was minimised; differentiable in structures, features and masses, at a plan that is held fixed.
+        """What was minimised, (*batch,); differentiable in structures, features and masses, at a plan held fixed.
 
         Exact at a stationary point, by the envelope theorem. Gradients in a and b are the potentials, up to a constant;
         for problems with `KL(rho)` marginals masses carry none.
@@ -133,25 +144,26 @@ class GromovSolution(Solution):
             sides = ((self.problem.a, self._solved[1]), (self.problem.b, self._solved[2]))
             for (weights, potential), marginal in zip(sides, self.problem.marginals):
                 if isinstance(marginal, Exact):
-                    value = value + (weights.double() * torch.where(torch.isfinite(potential), potential, 0)).sum()
+                    finite = torch.where(torch.isfinite(potential), potential, 0)
+                    value = value + (weights.double() * finite).sum(-1)
         return value
 
     @property
     def structure_value(self) -> Any:
-        """Sum L(C_ii', D_jj') P_ij P_i'j', the Gromov-Wasserstein term alone, without alpha."""
+        """Sum L(C_ii', D_jj') P_ij P_i'j', the Gromov-Wasserstein term alone, without alpha, (*batch,)."""
         moments, half = self._state
         return self.kind.array(inner(half, moments).to(self.problem.a.dtype))
 
     @cached_property
     def linear_value(self) -> Any:
-        """<P, M>, the transport cost between features alone; zero without features."""
+        """<P, M>, the transport cost between features alone, (*batch,); zero without features."""
         moments, features = self._state[0], self._form.features
-        value = moments.p.new_zeros(()) if features is None else inner(features, moments)
+        value = torch.zeros_like(moments.p[..., 0]) if features is None else inner(features, moments)
         return self.kind.array(value.to(self.problem.a.dtype))
 
-    @cached_property
+    @property
     def dual_value(self) -> Any:
-        """The lower bound of the certificate, for the problem without entropy."""
+        """The lower bound of the certificate, for the problem without entropy, (*batch,)."""
         return self.kind.array(self.certificate.dual.to(self.problem.a.dtype))
 
     @cached_property
@@ -175,17 +187,14 @@ class GromovSolution(Solution):
                 moments = _rounded(form, plan)
                 primal = form.energy(moments, form.half(moments))
             else:
-                without = replace(problem, epsilon=None)
-                primal = objective(_of(without, form), moments, half, None)
-            dual = primal.new_tensor(bound.value)
-            scale = form.energy(*_at_product(form)).abs()
-            return StructureCertificate(primal, dual, (errors[0], errors[1]), scale, bound.name, gap)
+                primal = objective(replace(problem, epsilon=None), form, moments, half, None)
+            return StructureCertificate(primal, bound.value, (errors[0], errors[1]), form.scale, bound.name, gap)
 
     def _first_order(self, form: Form, moments: Moments, gradient: Linear) -> Tensor:
         """The linear cost of the plan under the gradient, over a lower bound of that of any other."""
         problem = self.problem.detach()
         if problem.soft:  # the quadratic penalties are not those of a linear problem
-            return form.a.new_tensor(torch.nan)
+            return torch.full_like(form.scale, torch.nan)
         geometry, value = form.geometry(gradient), inner(gradient, moments)
         f, g = self._solved[1].double(), self._solved[2].double()
         if problem.epsilon is not None:
@@ -195,8 +204,8 @@ class GromovSolution(Solution):
         linear = Problem(geometry, form.a, form.b, double.marginals)
         for marginal, sums, side in zip(double.marginals, moments[:2], linear.sides):
             value = value + marginal.penalty(sums, side)
-        origin = torch.zeros(1, dtype=torch.long, device=form.a.device)
-        nothing = SparsePlan(geometry, origin, origin, form.a.new_zeros(1))  # only the dual is of interest
+        origin = torch.zeros((*problem.batch_shape, 1), dtype=torch.long, device=form.a.device)
+        nothing = SparsePlan(geometry, origin, origin, origin.double())  # only the dual is of interest
         return (value - certify(linear, nothing, f, g).dual).clamp(min=0)
 
     def _new_cloud(self, points: Any, geometry: Geometry) -> NoReturn:
@@ -215,18 +224,6 @@ class GromovSolution(Solution):
         return "Gromov" + super().__repr__()
 
 
-def _at_product(form: Form) -> tuple[Moments, Linear]:
-    moments = form.product(form.a, form.b)
-    return moments, form.half(moments)
-
-
-def _of(problem: Quadratic, form: Form) -> Form:
-    """The form of a problem that differs in epsilon only."""
-    out = object.__new__(Form)
-    out.__dict__.update(form.__dict__, problem=problem)
-    return out
-
-
 def _rounded(form: Form, plan: Plan) -> Moments:
     """The moments of a plan rounded onto exact marginals: scaled down, and a product plan for the missing mass."""
     r = plan.row_sums().double()
@@ -235,18 +232,22 @@ def _rounded(form: Form, plan: Plan) -> Moments:
     plan = plan.scaled(v=torch.where(c > 0, form.b / c, 1).clamp(max=1))
     moments = form.moments(plan)
     p, q = (form.a - moments.p).clamp(min=0), (form.b - moments.q).clamp(min=0)
-    return moments if not float(p.sum()) * float(q.sum()) > 0 else moments.plus(form.product(p, q), 1)
+    missing = p.sum(-1) * q.sum(-1) > 0
+    if not bool(missing.any()):
+        return moments
+    share = torch.where(missing.unsqueeze(-1), q, form.b)  # of the items that miss nothing, of which none is added
+    return moments.plus(form.product(p, share), missing.to(p))
 
 
 def _with_entropy(form: Form, gradient: Geometry, plan: GibbsPlan, problem: Quadratic) -> Geometry:
     """The gradient of the objective with eps log(P / (a ⊗ b)), for a Gibbs plan at an epsilon of its own."""
     assert problem.epsilon is not None
-    epsilon, own = problem.epsilon.double(), plan.epsilon.double()
     f, g = _relative(plan, form)
-    weight = epsilon / own
+    weight = problem.epsilon.double() / plan.epsilon.double()
     cost = plan._exact
     if isinstance(gradient, CostMatrix) and isinstance(cost, CostMatrix):
-        return CostMatrix(gradient.cost + weight * (f.unsqueeze(1) + g - cost.cost.double()))
+        change = f.unsqueeze(-1) + g.unsqueeze(-2) - cost.cost.double()
+        return CostMatrix(gradient.cost + along(weight, change) * change)
     assert isinstance(gradient, Factored)
     assert isinstance(cost, Factored)
     h, k, u, v = (t.double() for t in cost.tensors)
@@ -262,13 +263,14 @@ def _relative(plan: GibbsPlan, form: Form) -> tuple[Tensor, Tensor]:
     """The potentials of a Gibbs plan against a ⊗ b, zero where there is no mass."""
     own = plan.epsilon.double()
     return tuple(
-        torch.where((w > 0) & torch.isfinite(F), F.double() - own * torch.where(w > 0, w, 1).log(), 0)
+        torch.where((w > 0) & torch.isfinite(F), F.double() - along(own, w) * torch.where(w > 0, w, 1).log(), 0)
         for F, w in ((plan.F, form.a), (plan.G, form.b))
     )  # type: ignore[return-value]
 
 
 def inner_of_ratio(form: Form, plan: GibbsPlan) -> Tensor:
-    """-sum P log(P / (a ⊗ b))."""
+    """-sum P log(P / (a ⊗ b)), (*batch,)."""
     f, g = _relative(plan, form)
     r, cost = plan.moments()
-    return (cost.sum() - (r * f).sum() - (plan.col_sums() * g).sum()) / plan.epsilon
+    lines = (r * f).sum(-1) + (plan.col_sums() * g).sum(-1)
+    return (cost.sum(-1) - lines) / plan.epsilon

@@ -6,26 +6,40 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import PointCloud
-from ...plan import Plan, SparsePlan
+from ...geometry import CostMatrix, PointCloud
+from ...plan import GibbsPlan, Plan, SparsePlan
 from ...problem import Problem
 from ...solution import Solution, Status
 from ..base import Outcome, Solver, run
 from ..exact.monotone import Monotone
 from .bounds import Bound, third_lower_bound
-from .common import check_plan, quadratic
+from .common import check_plan, quadratic, where
 from .solution import GromovSolution
 
 __all__ = ["MultiStart", "MultiStartState", "random_vertex"]
 
+_ENTRIES = 2**20  # of the plans of a batch that are worked on at once: many items share the calls, in bounded memory
+
+
+class Best(NamedTuple):
+    """The best answer so far, of each item of a batch."""
+
+    plan: Plan
+    f: Tensor
+    g: Tensor
+    value: Tensor  # (*batch,)
+    statuses: tuple[Status, ...]
+    stats: dict[str, Any]
+
 
 class MultiStartState(NamedTuple):
-    """The best solution so far, and the values of all."""
+    """The best so far, and the values of all starts."""
 
-    best: Solution | None
-    values: tuple[float, ...]
+    best: Best | None
+    values: tuple[Tensor, ...]  # (*batch,) of each start
     bound: Bound | None
     iterations: int
 
@@ -35,7 +49,8 @@ class MultiStart(Solver[MultiStartState]):
     """Run a local solver from several plans and keep the best: an iteration is one start.
 
     The starts are, in this order, those given, a ⊗ b, the plan of the third lower bound (exact marginals only), and
-    vertices that match the points in a random order of each side.
+    vertices that match the points in a random order of each side. The items of a batch are solved together, a million
+    entries of their plans at a time, and each keeps the best of its own starts.
 
     Args:
         solver: `Mirror()`, `Proximal()` or `ConditionalGradient()`; its own start is not used.
@@ -79,14 +94,20 @@ class MultiStart(Solver[MultiStartState]):
             plan = bound.plan
         elif number >= 1:
             plan = random_vertex(problem, self.generator)
+        best = found = self._found(problem, plan)
+        if state.best is not None:
+            old = state.best.value
+            best = _mixed((found.value < old) | torch.isnan(old), found, state.best)
+        iterations = state.iterations + found.stats["n_iter"]
+        return MultiStartState(best, (*state.values, found.value), bound, iterations)
+
+    def _found(self, problem: Problem, plan: Plan | None) -> Best:
+        """What the local solver makes of a start."""
+        parts = _parts(problem)
+        if parts:
+            return _joined([self._found(problem.select(k), _selected(plan, k)) for k in parts])
         local: Any = self.solver
-        solution = run(problem, replace(local, start=plan), warn=False, answer=GromovSolution)
-        values = (*state.values, float(solution.value))
-        iterations = state.iterations + solution.stats["n_iter"]
-        best = solution
-        if state.best is not None and not values[-1] < min(state.values):
-            best = state.best
-        return MultiStartState(best, values, bound, iterations)
+        return _read(run(problem, replace(local, start=plan), warn=False, answer=GromovSolution))
 
     def terminate(self, problem: Problem, state: MultiStartState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state) if len(state.values) >= self.max_iter else None
@@ -104,15 +125,91 @@ class MultiStart(Solver[MultiStartState]):
         best = state.best
         assert best is not None
         stats = {k: v for k, v in best.stats.items() if k not in ("reason", "seconds", "epsilon", "n_iter")}
-        stats |= {"n_iter": state.iterations, "values": list(state.values), "bound": state.bound}
+        values = [value.tolist() for value in state.values]
+        stats |= {"n_iter": state.iterations, "values": values, "bound": state.bound}
         return Outcome(best.plan, best.f, best.g, stats)
+
+
+def _read(solution: Solution) -> Best:
+    value: Tensor = solution.value
+    return Best(solution.plan, solution.f, solution.g, value.detach(), solution.statuses, solution.stats)
+
+
+def _parts(problem: Problem) -> tuple[Tensor, ...]:
+    """The items of a batch that are solved at once; nothing, where that is all."""
+    if len(problem.batch_shape) != 1:
+        return ()
+    each = max(problem.shape) ** 2
+    parts = torch.arange(problem.batch_shape[0], device=problem.a.device).split(max(1, _ENTRIES // each))
+    return parts if len(parts) > 1 else ()
+
+
+def _selected(plan: Plan | None, index: Tensor) -> Plan | None:
+    """The plans of some items (k,) of a batch of one axis."""
+    if plan is None:
+        return None
+    geometry = plan.geometry.select(index)
+    if isinstance(plan, GibbsPlan):
+        epsilon = plan.epsilon[index] if plan.epsilon.dim() else plan.epsilon
+        return GibbsPlan(geometry, plan.F[index], plan.G[index], epsilon, plan._exact.select(index))
+    assert isinstance(plan, SparsePlan)
+    return SparsePlan(geometry, plan.rows[index], plan.cols[index], plan.mass[index])
+
+
+def _joined(bests: list[Best]) -> Best:
+    """The answers to the parts of a batch as one; of statistics the largest."""
+    f, g, value = (torch.cat([getattr(best, name) for best in bests]) for name in ("f", "g", "value"))
+    plan = _rebuilt(tuple(map(torch.cat, zip(*_tensors([best.plan for best in bests])))))
+    statuses = tuple(status for best in bests for status in best.statuses)
+    return Best(plan, f, g, value, statuses, _largest([best.stats for best in bests]))
+
+
+def _mixed(chosen: Tensor, first: Best, second: Best) -> Best:
+    """The first answer for the chosen items, and the second for the others; of statistics the largest."""
+    if bool(chosen.all()) or not bool(chosen.any()):
+        return first if bool(chosen.all()) else second
+    f, g, value = (where(chosen, getattr(first, name), getattr(second, name)) for name in ("f", "g", "value"))
+    plan = _rebuilt(tuple(where(chosen, s, t) for s, t in zip(*_tensors([first.plan, second.plan]))))
+    pairs = zip(chosen.reshape(-1).tolist(), first.statuses, second.statuses)
+    statuses = tuple(s if better else t for better, s, t in pairs)
+    return Best(plan, f, g, value, statuses, _largest([first.stats, second.stats]))
+
+
+def _largest(stats: list[dict[str, Any]]) -> dict[str, Any]:
+    return {k: max(s[k] for s in stats) if isinstance(v, int | float) else v for k, v in stats[0].items()}
+
+
+def _tensors(plans: list[Plan]) -> list[tuple[Tensor, ...]]:
+    """What plans of one kind over cost matrices are made of, lists of entries padded to the longest."""
+    out: list[tuple[Tensor, ...]] = []
+    for plan in plans:
+        assert isinstance(plan.geometry, CostMatrix)
+        if isinstance(plan, GibbsPlan):
+            assert isinstance(plan._exact, CostMatrix)
+            out.append((plan.geometry.cost, plan.F, plan.G, plan.epsilon, plan._exact.cost))
+        else:
+            assert isinstance(plan, SparsePlan)
+            width = max(p.mass.shape[-1] for p in plans if isinstance(p, SparsePlan)) - plan.mass.shape[-1]
+            entries = (torch.nn.functional.pad(t, (0, width)) for t in (plan.rows, plan.cols, plan.mass))
+            out.append((plan.geometry.cost, *entries))
+    return out
+
+
+def _rebuilt(tensors: tuple[Tensor, ...]) -> Plan:
+    cost, *rest = tensors
+    if len(rest) == 3:
+        return SparsePlan(CostMatrix(cost), *rest)
+    F, G, epsilon, exact = rest
+    return GibbsPlan(CostMatrix(cost), F, G, epsilon, CostMatrix(exact))
 
 
 def random_vertex(problem: Problem, generator: torch.Generator | None = None) -> SparsePlan:
     """The plan that matches the points of both sides in random orders; a permutation for equal masses."""
     a, b = problem.a.detach().double(), problem.b.detach().double()
-    b = b * (a.sum() / b.sum())
-    x, y = (torch.rand(len(w), 1, generator=generator, dtype=torch.float64).to(w.device) for w in (a, b))
+    b = b * (a.sum(-1, keepdim=True) / b.sum(-1, keepdim=True))
+    x, y = (
+        torch.rand(*w.shape, 1, generator=generator, dtype=torch.float64).to(w.device) for w in (a, b)
+    )  # the order of points on a line
     plan = run(Problem(PointCloud(x, y), a, b), Monotone()).plan
     assert isinstance(plan, SparsePlan)
     return plan
