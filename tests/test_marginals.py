@@ -14,7 +14,7 @@ from scipy.special import xlogy
 import brenier
 from brenier import KL, TV, CostMatrix, Exact, Free, InvalidInput, Marginal, Partial, Slack
 from brenier.marginals import Side
-from problems import rng, weights
+from problems import cloud, rng, weights
 
 N, M = 6, 4
 COST = torch.from_numpy(rng(1).uniform(size=(N, M)))
@@ -375,3 +375,22 @@ def test_marginals_that_do_not_fit(pair: Any, message: str) -> None:
 def test_bad_reference() -> None:
     with pytest.raises(InvalidInput, match="reference: expected 'product' or 'counting', got 'lebesgue'"):
         brenier.solve(CostMatrix(COST), a=A, b=B, epsilon=0.1, marginals=KL(1.0), reference="lebesgue")
+
+
+@pytest.mark.parametrize(
+    "marginals",
+    [
+        (Exact(), Free()),
+        (TV(0.2), Free()),
+        (TV(0.3), TV(0.2)),
+        (Exact(), TV(0.1)),
+    ],
+    ids=str,
+)
+def test_a_bound_counts_points_without_weight_that_may_have_mass(marginals):
+    for seed in range(10):
+        x, y = cloud(6, 2, seed), cloud(5, 2, seed + 100)
+        b = torch.tensor([0.0, 0.0, 0.4, 0.3, 0.3], dtype=torch.float64)
+        proof = brenier.solve(x, y, b=b, marginals=marginals).certificate
+        assert float(proof.dual) <= float(proof.primal) + 1e-12
+        assert float(proof.gap) < 1e-9

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .marginals import translation
+from .marginals import Marginal, Side, translation
 from .plan import Plan
 from .problem import Problem
 
@@ -131,8 +131,7 @@ def _filled(need: Tensor, missing: Tensor, weights: Tensor, mass: Tensor, hard: 
 def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     (left, right), (side_a, side_b) = problem.marginals, problem.sides_at(None)
     geometry = problem.geometry
-    live_a, live_b = ((s.reference if not p.dead_without_weight else s.weights) > 0
-                      for p, s in zip(problem.marginals, (side_a, side_b)))  # fmt: skip
+    live_a, live_b = (_live(problem, p, s) for p, s in zip(problem.marginals, (side_a, side_b)))
     # points that cannot have mass must not hold the others down; the others must stay where the dual is finite
     least_a, least_b = left.least(side_a), right.least(side_b)
     g = torch.where(live_b, right.trimmed(g if least_b is None else torch.maximum(g, least_b), side_b), -torch.inf)
@@ -147,6 +146,13 @@ def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         f, g = f + shift, g - shift
     size = (problem.a * f.abs()).sum(-1) + (problem.b * g.abs()).sum(-1)
     return left.dual(f, side_a) + right.dual(g, side_b), size
+
+
+def _live(problem: Problem, marginal: Marginal, side: Side) -> Tensor:
+    """The points that may have mass: without entropy also those without weight, where the marginal lets them."""
+    if marginal.dead_without_weight:
+        return side.weights > 0
+    return torch.ones_like(side.weights > 0) if problem.epsilon is None else side.reference > 0
 
 
 def _largest(f: Tensor) -> Tensor:
