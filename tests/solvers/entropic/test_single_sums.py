@@ -1,5 +1,7 @@
 """Sinkhorn's first digits from float32, and its last ones from float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,3 +70,19 @@ def test_many_problems() -> None:
     for k, (u, v) in enumerate(zip(x, y)):
         alone = brenier.solve(u, v, epsilon=0.2, tol=1e-8)
         assert float(together.value[k]) == pytest.approx(float(alone.value), rel=1e-7)
+
+
+def test_no_problem_of_a_batch_ends_by_float32() -> None:
+    """One is solved long before the others are near."""
+    x, y = ([cloud(n, 2, n + k) for n in sizes] for k, sizes in enumerate([(1200, 40), (1100, 30)]))
+    p = Problem(Ragged.from_list(x, [y[0], 0.01 * y[1]]), *Ragged.from_list(x, y).masses(None, None))
+    p = replace(p, epsilon=torch.tensor(0.1, dtype=torch.float64))
+    solver = Sinkhorn(tol=1e-6)
+    prepared = solver.prepared(p)
+    state = solver.init(prepared)
+    seen = 0
+    while state.rough:
+        state = solver.step(prepared, state)
+        seen += int(bool((state.error <= 1e-6).any()))
+        assert not bool(solver.done(prepared, state).any())
+    assert seen

@@ -150,7 +150,8 @@ class Sinkhorn(Solver[SinkhornState]):
         if rough:
             noise = torch.finfo(torch.float32).eps * _size(f) / eps
             rough = 0 if bool(((error <= _ROUGH) | ~(noise <= _ROUGH / 2)).all()) else rough - 1
-        return SinkhornState(f, g, schedule, eps, error, relaxation, tight, state.tight, rough)
+        closing = state.tight & (not state.rough)  # an error that float32 has told ends nothing
+        return SinkhornState(f, g, schedule, eps, error, relaxation, tight, closing, rough)
 
     @staticmethod
     def _updated(
