@@ -98,8 +98,8 @@ def gromov_wasserstein(
             object. "auto" is "mirror" with an epsilon, "conditional-gradient" without. `Quantized(anchors)` and
             `LowRankGromov(rank)` are for large clouds, one problem at a time.
         starts: how many: a ⊗ b, then the plan of the third lower bound, then random vertices. Or a plan, a matrix
-            (*batch, n, m) or a sequence of these, which are then all there are. Two when
-            None, or what the solver has.
+            (*batch, n, m) or a sequence of these, which are then all there are. Two when None, or what
+            the solver has.
         tol: of the local solver.
         max_iter: linear problems for each start.
         throw: raise `NotConverged` when the tolerance is not met; otherwise warn and report in `solution.status`.
@@ -170,10 +170,10 @@ def gromov_wasserstein(
             refuse("starts", "a positive integer, or plans to start from", repr(starts))
         plans = tuple(as_plan(s, problem) for s in given)
         count = len(plans)
-    if isinstance(local, Quantized | LowRankGromov) and problem.batch_shape:
-        got = f"batch {tuple(problem.batch_shape)}"
-        refuse(local.name, "one problem", got, "Loop over them, or use ConditionalGradient() or Mirror().")
     if isinstance(local, Quantized | LowRankGromov):  # its starts are between anchors or clusters
+        if problem.batch_shape:
+            got = f"batch {tuple(problem.batch_shape)}"
+            refuse(local.name, "one problem", got, "Loop over them, or use ConditionalGradient() or Mirror().")
         if plans:
             refuse(
                 "starts", f"a number for solver={local.name!r}", "plans", "They would be between anchors or clusters."

@@ -19,7 +19,7 @@ LEAST = 2**20  # pairs from which half the time of a pass is worth a second copy
 
 
 class SingleSums:
-    """The soft transforms of a float64 geometry, from its points in float32: half the time, seven digits less.
+    """The soft transforms of a float64 geometry, from its points in float32: half the time, seven digits.
 
     Potentials and the rank-one terms of the costs are summed up in float64 before and after.
     """

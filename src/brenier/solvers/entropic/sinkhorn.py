@@ -42,7 +42,7 @@ class SinkhornState(NamedTuple):
     relaxation: RelaxationState | AndersonState
     tight: Tensor  # (*batch,), whether the last update of g was a plain one, which makes the column marginal exact
     closing: Tensor  # (*batch,), whether the pair that `error` speaks of was tight
-    rough: int = 0  # steps to come, at most, whose sums are in float32
+    rough: int = 0  # steps to come, at most, whose sums are in float32; -1 after the last of them
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Sinkhorn(Solver[SinkhornState]):
         eps = state.epsilon
         shift = translation(problem.marginals, problem.sides_at(eps), state.f, state.g)
         old_f, old_g = (state.f, state.g) if shift is None else (state.f + shift, state.g - shift)
-        costs: _Soft = problem.geometry if not state.rough else problem.geometry.single or problem.geometry
+        single = problem.geometry.single if state.rough > 0 else None
+        costs: _Soft = single or problem.geometry
         f, error, after = self._updated(problem, old_f, old_g, eps, costs)
         settled = (state.level == problem.epsilon) & (eps == problem.epsilon)
         error = torch.where(settled, error, torch.inf)
@@ -146,11 +147,12 @@ class Sinkhorn(Solver[SinkhornState]):
         if not plain:
             g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
-        rough = state.rough
-        if rough:
+        rough = 0
+        if state.rough > 0:
             noise = torch.finfo(torch.float32).eps * _size(f) / eps
-            rough = 0 if bool(((error <= _ROUGH) | ~(noise <= _ROUGH / 2)).all()) else rough - 1
-        closing = state.tight & (not state.rough)  # an error that float32 has told ends nothing
+            near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
+            rough = -1 if state.rough == 1 or bool(near.all()) else state.rough - 1
+        closing = state.tight & (state.rough <= 0)  # an error that float32 has told ends nothing
         return SinkhornState(f, g, schedule, eps, error, relaxation, tight, closing, rough)
 
     @staticmethod
@@ -225,7 +227,7 @@ class Sinkhorn(Solver[SinkhornState]):
         eps = problem.epsilon
         g = state.g
         memory = self.prepared(problem).geometry.memory
-        rounded = bool(state.rough) or (memory is not None and memory.narrow)
+        rounded = state.rough != 0 or (memory is not None and memory.narrow)
         if rounded or not bool((state.tight & (state.level == eps)).all()):
             # stopped between two plain steps, or on the way down: the columns are owed an update at this epsilon
             g = self._columns(problem, state.f, eps)
