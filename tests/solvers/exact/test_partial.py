@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import brenier
-from brenier import TV, Exact, Free, InvalidInput, Marginal, Partial, PointCloud, Slack, Status
+from brenier import TV, Exact, Free, InvalidInput, Marginal, Partial, PointCloud, Slack
 from brenier.costs import Arc, CallableCost, Lp, Mahalanobis
 from brenier.losses import line_cost, partial_line_cost, partial_line_path, partial_wasserstein
 from brenier.solvers import NetworkSimplex, PartialMonotone
@@ -54,20 +54,6 @@ def pairs(n: int, m: int, seed: int) -> list[Pair]:
 
 
 # -- by hand
-
-
-@each_engine
-@pytest.mark.parametrize("distance", [0.5, 1.9, 2.1, 7.0])
-def test_move_or_pay(solver: PartialMonotone, distance: float) -> None:
-    """One point each: the mass moves where that costs less than to give up both ends."""
-    x, y = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), distance, dtype=torch.float64)
-    for marginal in (TV(1.0), Slack(1.0)):
-        solution = brenier.solve(x, y, cost="euclidean", marginals=marginal, solver=solver)
-        assert float(solution.value) == min(distance, 2.0)
-        assert float(solution.dual_value) == min(distance, 2.0)
-        assert float(solution.plan.row_sums()) == float(distance < 2)
-        assert float(solution.certificate.gap) == 0
-        assert solution.status is Status.OPTIMAL
 
 
 @each_engine

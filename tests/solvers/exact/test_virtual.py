@@ -17,7 +17,7 @@ import torch
 import brenier
 from brenier import KL, TV, CostMatrix, Exact, Free, Grid, InvalidInput, Marginal, Partial, PointCloud, Slack, Status
 from brenier.geometry.bordered import Bordered
-from brenier.solvers import NetworkSimplex
+from brenier.solvers import NetworkSimplex, PartialMonotone
 from brenier.solvers.exact import simplex
 from problems import array, assert_close, check_feasible, cloud, rng, weights
 
@@ -32,9 +32,9 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "fuzz_exact.py"
 # -- by hand
 
 
-@each_engine
+@pytest.mark.parametrize("solver", [*ENGINES, PartialMonotone(), PartialMonotone(engine="reference")], ids=repr)
 @pytest.mark.parametrize("distance", [0.5, 1.9, 2.1, 7.0])
-def test_move_or_pay(solver: NetworkSimplex, distance: float) -> None:
+def test_move_or_pay(solver: NetworkSimplex | PartialMonotone, distance: float) -> None:
     """One point each: the mass moves where that costs less than to give up both ends."""
     x, y = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), distance, dtype=torch.float64)
     for marginal in (TV(1.0), Slack(1.0)):
