@@ -17,6 +17,7 @@ from brenier.systems.decoding.laws import draft_tuples
 from brenier.systems.decoding.optimal_mdsd import (
     _after,
     _race,
+    _odds,
     _two_distinct,
     draft_sets,
     membership_ot,
@@ -83,7 +84,7 @@ def test_arrival_times_against_enumeration(k, peak, generator):
     exact = torch.stack([(weights * (tuples <= r).all(-1)).sum(-1) for r in range(6)], -1)
     torch.testing.assert_close(_race(q, _after(q), k), exact, rtol=0, atol=1e-12)
     if k == 2:
-        torch.testing.assert_close(_two_distinct(q, q.cumsum(-1), _after(q)), exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(_two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), exact, rtol=0, atol=1e-12)
 
 
 def test_arrival_times_where_few_tokens_have_all_the_mass():
@@ -99,7 +100,7 @@ def test_arrival_times_where_few_tokens_have_all_the_mass():
 
 def test_race_and_closed_form_agree_on_a_large_vocabulary(generator):
     q = random_laws(generator, 2, 2000, peak=4.0)
-    torch.testing.assert_close(_race(q, _after(q), 2), _two_distinct(q, q.cumsum(-1), _after(q)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(_race(q, _after(q), 2), _two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), rtol=0, atol=1e-12)
 
 
 def test_known_values_and_order(generator):
@@ -171,3 +172,26 @@ def test_smoke_measures_every_claim():
     report = start("optimal-mdsd", "smoke")
     assert [claim.sentence[:3] for claim in report.claims] == ["(A)"] * 5 + ["(B)"] * 8 + ["(C)"] * 2 + ["(D)"]
     assert all(table.rows for table in report.tables)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 1.0, 6.0])
+@pytest.mark.parametrize("peak", [0.5, 5.0, 20.0])
+def test_merging_tokens_of_nearly_one_ratio_changes_nothing(peak, noise, generator):
+    logits = peak * torch.randn(3, 9000, dtype=torch.float64, generator=generator)
+    other = logits + noise * torch.randn(3, 9000, dtype=torch.float64, generator=generator)
+    logits[0, :50] = -torch.inf
+    other[1, 25:100] = -torch.inf
+    p, q = logits.softmax(-1), other.softmax(-1)
+    order = torch.where(q > 0, q / p, 0).argsort(dim=-1, descending=True)
+    sorted_p, sorted_q = p.gather(-1, order), q.gather(-1, order)
+    for k, scheme in [(1, SCHEMES[0]), (4, SCHEMES[0]), (2, SCHEMES[1])]:
+        inside = sorted_q.cumsum(-1)
+        odds = _odds(sorted_q).cumsum(-1)
+        all_in = inside**k if scheme == SCHEMES[0] else _two_distinct(inside, _after(sorted_q), odds)
+        cuts = (sorted_p.cumsum(-1) - all_in).amin(-1)
+        got, H = otm_acceptance(p, q, k, scheme, return_set=True)
+        torch.testing.assert_close(got, 1 + cuts.clamp(max=0), rtol=0, atol=1e-12)
+        within = (q * H).sum(-1) ** k
+        if scheme == SCHEMES[1]:
+            within = _two_distinct((q * H).sum(-1), (q * ~H).sum(-1), (_odds(q) * H).sum(-1))
+        torch.testing.assert_close(got, 1 + (p * H).sum(-1) - within, rtol=0, atol=1e-12)

@@ -27,13 +27,18 @@ from ..._inputs import is_count
 from ...api import solve
 from ...errors import refuse
 from ...geometry import CostMatrix
-from .laws import Scheme, check_scheme, check_support, draft_tuples, member, read_laws, without
+from .laws import Scheme, check_scheme, check_support, descending, draft_tuples, member, read_laws, without
 
 __all__ = ["MembershipOT", "draft_sets", "membership_ot", "otm_acceptance"]
 
 # the integral over arrival times, by the trapezoid rule in s = log t
 _STEP, _FROM, _LATE = 0.2, -16.0, 100.0  # up to the time at which e^-100 is left
 _RACE_BLOCK = 2**21  # entries of (tokens, times) held at once
+
+# buckets of ratios q/p, 64 an octave from 2^24 down to 2^-8: the bits of a float64 are ordered as the numbers are
+_BUCKETS = 2048
+_DROPPED = 52 - 6
+_FIRST = (1023 + 24) << 6
 
 
 class MembershipOT(NamedTuple):
@@ -144,8 +149,8 @@ def otm_acceptance(
     Raises:
         InvalidInput: laws that are none, k < 1, an unknown option, without replacement k larger than the support of q.
 
-    Complexity: O(V log V) a row with replacement, greedily, and without replacement for k = 2; without replacement for
-    larger k O(k^2 V) for each of some 100 arrival times, in blocks. There Pr(X in H) is an integral over the time t
+    Complexity: O(V) a row with replacement, greedily, and without replacement for k = 2, and O(V log V) where nearly all
+    tokens have the same q/p; without replacement for larger k O(k^2 V) for each of some 100 arrival times, in blocks. There Pr(X in H) is an integral over the time t
     at which the first token outside H would arrive if tokens arrived by independent exponential clocks with rates q,
 
         Pr(X in H) = 1 - int_0^inf q(H^c) e^{-t} sum_{m<k} e_m((e^{q_i t} - 1)_{i in H}) dt,
@@ -186,21 +191,62 @@ def _greedy(p: Tensor, q: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _cut(p: Tensor, q: Tensor, k: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The minimum over prefixes in the order of decreasing q/p."""
-    ratio = torch.where(q > 0, q.log() - p.log(), -math.inf)
-    order = ratio.argsort(dim=-1, descending=True, stable=True)
-    p, q = p.gather(-1, order), q.gather(-1, order)
-    inside = q.cumsum(-1)
-    if scheme == "with_replacement" or k == 1:
-        all_in = inside**k
-    else:
+    ratio = torch.where(q > 0, q / p, 0)
+    distinct = scheme == "without_replacement" and k > 1
+    if distinct:
         check_support(q, k)
-        outside = _after(q)
-        all_in = _two_distinct(q, inside, outside) if k == 2 else _race(q, outside, k)
-    value, last = (p.cumsum(-1) - all_in).min(-1)
-    chosen = torch.zeros_like(p, dtype=torch.bool)
-    size = torch.where(value < 0, last + 1, 0).unsqueeze(-1)  # the empty set gives 0
-    chosen.scatter_(-1, order, torch.arange(p.shape[-1], device=p.device) < size)
-    return 1 + value.clamp(max=0), chosen
+    terms = [p, q, _odds(q)] if distinct and k == 2 else [p, q]
+    place = ratio
+    if q.shape[-1] > 4 * _BUCKETS and not (distinct and k > 2):
+        place, terms = _merged(ratio, terms, k)
+    order = descending(place)
+    p, q, *odds = (t.gather(-1, order) for t in terms)
+    if odds:
+        all_in = _two_distinct(q.cumsum(-1), _after(q), odds[0].cumsum(-1))
+    else:
+        all_in = _race(q, _after(q), k) if distinct else q.cumsum(-1) ** k
+    value, last = (p.cumsum(-1) - all_in).min(-1, keepdim=True)
+    # the cut is submodular: it is least with all tokens of one ratio, or with none; the empty set gives 0
+    chosen = (ratio >= place.gather(-1, order.gather(-1, last))) & (value < 0)
+    return 1 + value.squeeze(-1).clamp(max=0), chosen
+
+
+def _merged(ratio: Tensor, terms: list[Tensor], k: int) -> tuple[Tensor, list[Tensor]]:
+    """Tokens of nearly the same q/p as one, wherever no prefix that ends among them can be the best.
+
+    Buckets are the leading bits of the ratio. Inside one, p(H) is a convex function of q(H) whose slopes the edges
+    bound, so that it is above two lines; along each the cut is concave, and least where they meet or at an end.
+    """
+    batch, vocab_size = ratio.shape[:-1], ratio.shape[-1]
+    ratio, terms = ratio.reshape(-1, vocab_size), [t.reshape(-1, vocab_size) for t in terms]
+    bucket = (_FIRST - (ratio.view(torch.int64) >> _DROPPED)).clamp_(0, _BUCKETS - 1)
+    lowest = ((_FIRST - torch.arange(_BUCKETS, device=ratio.device)) << _DROPPED).view(ratio.dtype)
+    lowest[-1] = 0
+    sums = [ratio.new_zeros(len(ratio), _BUCKETS).scatter_add_(-1, bucket, t) for t in terms]
+    before = [pad(t.cumsum(-1)[:, :-1], (1, 0)) for t in sums]
+
+    def cut(dp: Tensor | int, dq: Tensor | int) -> Tensor:
+        """That of the prefixes before, grown by some p and q; a lower bound, as odds grow by q at least."""
+        p, inside, *odds = before[0] + dp, *(t + dq for t in before[1:])
+        return p - (_two_distinct(inside, 1 - inside, odds[0]) if odds else inside**k)
+
+    flat, steep = pad(1 / lowest[:-1], (1, 0)), 1 / lowest
+    dp, dq = sums[:2]
+    meet = torch.where(lowest > 0, (steep * dq - dp) / (steep - flat), dq).clamp(min=0).minimum(dq)
+    best = cut(0, 0).amin(-1, keepdim=True)
+    apart = (cut(flat * meet, meet) < best) | (cut(dp, dq) < best)
+    row, token = apart.gather(-1, bucket).nonzero().unbind(-1)
+    counts = torch.bincount(row, minlength=len(ratio))
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    width = int(counts.max()) if len(counts) else 0
+
+    def items(together: Tensor, each: Tensor) -> Tensor:
+        alone = each.new_zeros(len(each), width)
+        alone[row, slot] = each[row, token]
+        return torch.cat([together, alone], -1).reshape(*batch, -1)
+
+    together = [torch.where(apart, 0, t) for t in sums]
+    return items(lowest.expand_as(bucket[:, :_BUCKETS]), ratio), [items(*pair) for pair in zip(together, terms)]
 
 
 def _after(q: Tensor) -> Tensor:
@@ -208,12 +254,16 @@ def _after(q: Tensor) -> Tensor:
     return pad(q.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
 
 
-def _two_distinct(q: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-    """Pr(both drafts in the prefix): sum_i q_i (q(H) - q_i)/(1 - q_i) = q(H) - q(H^c) sum_{i in H} q_i/(1 - q_i)."""
+def _odds(q: Tensor) -> Tensor:
+    """q/(1 - q) for each token."""
     top = q.argmax(-1, keepdim=True)
-    # 1 - q_i loses digits where q_i is near 1
-    rest = (1 - q).scatter(-1, top, q.scatter(-1, top, 0).sum(-1, keepdim=True))
-    return inside - outside * (q / rest).cumsum(-1)
+    # 1 - q loses digits where q is near 1
+    return q / (1 - q).scatter(-1, top, q.scatter(-1, top, 0).sum(-1, keepdim=True))
+
+
+def _two_distinct(inside: Tensor, outside: Tensor, odds: Tensor) -> Tensor:
+    """Pr(both drafts in H): sum_i q_i (q(H) - q_i)/(1 - q_i) = q(H) - q(H^c) sum_{i in H} q_i/(1 - q_i)."""
+    return inside - outside * odds
 
 
 def _race(q: Tensor, outside: Tensor, k: int) -> Tensor:

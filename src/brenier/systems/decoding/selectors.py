@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from ..._inputs import is_count
 from ...errors import refuse
-from .laws import Scheme, draft_tuples, draw, member, read_laws, sample_drafts, without
+from .laws import Scheme, descending, draft_tuples, draw, member, read_laws, sample_drafts, without
 from .optimal_mdsd import draft_sets, membership_ot, otm_acceptance
 
 __all__ = [
@@ -488,7 +488,7 @@ class TournamentSelector(TokenSelector):
 
     def _match(self, p: Tensor, h: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The place of each token in the order, the weights among the first, and the law of the new winner."""
-        order = (p - h * q).argsort(dim=-1, descending=True, stable=True)
+        order = descending(p - h * q)
         every = torch.arange(order.shape[-1], device=q.device)
         rank = torch.empty_like(order).scatter_(-1, order, every.expand_as(order))
         p, h, q = (t.gather(-1, order) for t in (p, h, q))

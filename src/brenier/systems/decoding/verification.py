@@ -78,13 +78,18 @@ class Verification(ABC):
         parts = (tree.part(tree.branching[:, :n]) for n in range(tree.branching.shape[1] + 1))
         return torch.stack([self.block_efficiency(part) for part in parts], 1)
 
-    def _laws(self, tree: DraftTree) -> tuple[Tensor, Tensor]:
-        """Target and draft laws, the first in place of the second where nothing was drawn."""
+    def _scored(self, tree: DraftTree) -> Tensor:
+        """The target's laws of a tree that this verification can read."""
         if tree.p is None:
             refuse("tree", "a tree that the target has scored", "one without p", "Use tree.scored(p).")
         if tree.scheme != self.scheme:
             refuse("tree", f"drafts drawn {self.scheme!r}, as {self} needs", repr(tree.scheme))
-        return tree.p, torch.where(tree.is_leaf.unsqueeze(1), tree.p, tree.q)
+        return tree.p
+
+    def _laws(self, tree: DraftTree, nodes: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Target and draft laws of these nodes, the first in place of the second where nothing was drawn."""
+        p = self._scored(tree)[nodes]
+        return p, torch.where(tree.is_leaf[nodes].unsqueeze(1), p, tree.q[nodes])
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,12 @@ class TopDown(Verification):
 
     def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
         """Draw the outcome for each prompt."""
-        p, q = self._laws(tree)
         node = torch.arange(tree.n_prompts, device=tree.tokens.device)
         token = torch.full_like(node, -1)
         going = node
         while len(going):
             at = node[going]
-            selected = self.selector.sample(p[at], q[at], tree.drafts[at], generator)
+            selected = self.selector.sample(*self._laws(tree, at), tree.drafts[at], generator)
             token[going] = selected.token
             kept = selected.index >= 0
             going, at = going[kept], at[kept]
@@ -188,38 +192,75 @@ class Traversal(Verification):
         return torch.stack(out, 1)
 
     def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
-        """Draw the outcome for each prompt."""
-        weight, law = self.weights(tree)
-        order = _children_first(tree)
-        node = order.gather(1, draw(_stops(order, weight), 1, generator)).squeeze(1)
-        return Outcome(node, draw(law[node], 1, generator).squeeze(1))
+        """Draw the outcome for each prompt: down the first drafts to a leaf, and back up as long as nodes refuse.
+
+        Rows of the vocabulary are read where a draft was refused, and at the end.
+        """
+        p = self._scored(tree)
+        drafts, children = (pad(t, (0, 1), value=-1) for t in (tree.drafts, tree.children))
+        every = torch.arange(tree.n_prompts, device=p.device)
+        node, shape = every.clone(), (tree.n_prompts, len(tree.levels))
+        tried = node.new_zeros(shape)  # drafts, of each node on the way
+        weight, rest = p.new_ones(shape), p.new_empty(*shape, p.shape[1])
+
+        def law(prompts: Tensor, nodes: Tensor) -> Tensor:
+            out = rest[prompts, tree.depth[nodes]]
+            first = tried[prompts, tree.depth[nodes]] == 0
+            out[first] = p[nodes[first]]
+            return out
+
+        going = every
+        while len(going):
+            at, depth = node[going], tree.depth[node[going]]
+            slot = tried[going, depth]
+            child = children[at, slot]
+            seen = ((children[at] == child.unsqueeze(1)) & (torch.arange(children.shape[1]) < slot.unsqueeze(1))).any(1)
+            down = (child >= 0) & ~seen
+            stays = torch.rand(len(going), dtype=p.dtype, device=p.device, generator=generator) < weight[going, depth]
+            ends = (child < 0) & stays
+
+            prompts, nodes, j, x = (t[down] for t in (going, at, slot, drafts[at, slot]))
+            level = depth[down]
+            target = torch.where(j > 0, rest[prompts, level, x], p[nodes, x])
+            chance = self._draft_law(tree, nodes, j).gather(1, x.unsqueeze(1)).squeeze(1)
+            weight[prompts, level + 1] = (weight[prompts, level] * (target / chance)).clamp(max=1)
+            tried[prompts, level + 1] = 0
+            node[prompts] = child[down]
+
+            back = ~down & ~ends
+            prompts, nodes = going[back], torch.where(child[back] < 0, tree.parent[at[back]], at[back])
+            level = tree.depth[nodes]
+            q = self._draft_law(tree, nodes, tried[prompts, level])
+            weight[prompts, level], rest[prompts, level] = _refused(weight[prompts, level], law(prompts, nodes), q)
+            tried[prompts, level] += 1
+            node[prompts] = nodes
+            going = going[~ends]
+        return Outcome(node, draw(law(every, node), 1, generator).squeeze(1))
+
+    def _draft_law(self, tree: DraftTree, nodes: Tensor, slot: Tensor) -> Tensor:
+        """The law from which this draft of each node was drawn."""
+        if self.replacement:
+            return tree.q[nodes]
+        before = torch.arange(tree.drafts.shape[1], device=slot.device) < slot.unsqueeze(1)
+        return without(tree.q[nodes], torch.where(before, tree.drafts[nodes], -1))
 
     def _weights(self, tree: DraftTree) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (N, V)
         """The weight of each node before its children and after them, and the law of the token that it would add."""
-        p, q = self._laws(tree)
+        p = self._scored(tree)
         before, after, law = torch.ones_like(p[:, 0]), torch.ones_like(p[:, 0]), p.clone()
         for nodes in tree.levels:
-            w, M, qs = before[nodes], law[nodes], q[nodes]
+            w, M = before[nodes], law[nodes]
             drafts, children = tree.drafts[nodes], tree.children[nodes]
             for j in range(drafts.shape[1]):
                 on = drafts[:, j] >= 0
                 if not bool(on.any()):
                     break
-                x = drafts[:, j].clamp(min=0).unsqueeze(1)
-                ratio = (w * (M.gather(1, x) / qs.gather(1, x)).squeeze(1)).clamp(max=1)
-                new = on & (children[:, :j] != children[:, j : j + 1]).all(1)  # a duplicate has no second chance
-                before[children[new, j]] = ratio[new]
-                rest = (w.unsqueeze(1) * M - qs).clamp(min=0)
-                mass = rest.sum(1)
-                some = mass > _NOTHING
-                refused = mass + (1 - w)  # exactly the mass at the root, whose weight stays 1
-                # w = 1 and M = q: the child accepts surely, and what follows is never used
-                sure = refused <= _NOTHING
-                w = torch.where(on, torch.where(sure, 1, mass / torch.where(sure, 1, refused)), w)
-                replaced = torch.where(some, mass, 1).unsqueeze(1)
-                M = torch.where((on & some).unsqueeze(1), rest / replaced, M)
-                if not self.replacement:
-                    qs = torch.where(on.unsqueeze(1), without(qs, x), qs)
+                q = self._draft_law(tree, nodes[on], torch.full_like(nodes[on], j))
+                x = drafts[on, j].unsqueeze(1)
+                ratio = (w[on] * (M[on].gather(1, x) / q.gather(1, x)).squeeze(1)).clamp(max=1)
+                new = (children[on, :j] != children[on, j : j + 1]).all(1)  # a duplicate has no second chance
+                before[children[on, j][new]] = ratio[new]
+                w[on], M[on] = _refused(w[on], M[on], q)
             after[nodes], law[nodes] = w, M
         return before, after, law
 
@@ -234,10 +275,25 @@ class Block(Traversal):
     speculative decoding, arXiv 2403.10444.
     """
 
-    def _weights(self, tree: DraftTree) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (N, V)
+    def _scored(self, tree: DraftTree) -> Tensor:
         if tree.drafts.shape[1] > 1:
             refuse("tree", "single paths", f"{tree.drafts.shape[1]} drafts at a node", "Use Traversal().")
-        return super()._weights(tree)
+        return super()._scored(tree)
+
+
+def _refused(
+    weight: Tensor,  # (n,)
+    law: Tensor,  # (n, V)
+    q: Tensor,  # (n, V)
+) -> tuple[Tensor, Tensor]:
+    """The weights and laws of nodes after a draft from q was refused."""
+    rest = (weight.unsqueeze(1) * law).sub_(q).clamp_(min=0)
+    mass = rest.sum(1)
+    left = mass + (1 - weight)  # exactly the mass at the root, whose weight stays 1
+    # w = 1 and M = q: the child accepts surely, and what follows is never used
+    sure, some = left <= _NOTHING, (mass > _NOTHING).unsqueeze(1)
+    law = torch.where(some, rest.div_(torch.where(some, mass.unsqueeze(1), 1)), law)
+    return torch.where(sure, 1, mass / torch.where(sure, 1, left)), law
 
 
 def _children_first(tree: DraftTree) -> Tensor:  # (B, n)
