@@ -84,7 +84,9 @@ def test_arrival_times_against_enumeration(k, peak, generator):
     exact = torch.stack([(weights * (tuples <= r).all(-1)).sum(-1) for r in range(6)], -1)
     torch.testing.assert_close(_race(q, _after(q), k), exact, rtol=0, atol=1e-12)
     if k == 2:
-        torch.testing.assert_close(_two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            _two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), exact, rtol=0, atol=1e-12
+        )
 
 
 def test_arrival_times_where_few_tokens_have_all_the_mass():
@@ -100,7 +102,9 @@ def test_arrival_times_where_few_tokens_have_all_the_mass():
 
 def test_race_and_closed_form_agree_on_a_large_vocabulary(generator):
     q = random_laws(generator, 2, 2000, peak=4.0)
-    torch.testing.assert_close(_race(q, _after(q), 2), _two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        _race(q, _after(q), 2), _two_distinct(q.cumsum(-1), _after(q), _odds(q).cumsum(-1)), rtol=0, atol=1e-12
+    )
 
 
 def test_known_values_and_order(generator):

@@ -68,7 +68,9 @@ def test_the_check_of_losslessness_can_fail(monkeypatch):
     assert float((written - wanted).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("method", ["spectr", "specinfer", "naive", "traversal", "greedy"])
+@pytest.mark.parametrize(
+    "method", ["spectr", "specinfer", "naive", "traversal", "traversal-without-replacement", "greedy"]
+)
 def test_verify_draws_the_outcomes(method, generator, monkeypatch):
     """One tree many times over."""
     n = 4000

@@ -119,11 +119,12 @@ def read_laws(
 
 
 def _normalised(p: Tensor, name: str) -> Tensor:
-    check_finite(p, name, "finite probabilities")
     total = p.sum(-1, keepdim=True)
+    check_finite(total, name, "finite probabilities")  # as their sum is
     off = float((total - 1).abs().max()) if total.numel() else 0.0
-    if off > _SUM_TOL or bool((p < 0).any()):
-        got = f"a sum off by {off:.3g}" if off > _SUM_TOL else f"a minimum of {float(p.min()):.3g}"
+    lowest = float(p.min()) if p.numel() else 0.0
+    if off > _SUM_TOL or lowest < 0:
+        got = f"a sum off by {off:.3g}" if off > _SUM_TOL else f"a minimum of {lowest:.3g}"
         refuse(name, "probabilities with sum 1", got, "Turn logits into laws with Processing().")
     return p / total
 

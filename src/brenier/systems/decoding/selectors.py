@@ -166,7 +166,8 @@ def _read(p: Tensor, q: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor, Tensor]
             "one with q = 0",
             "Give the law that they were drawn from, after temperature, top-k and top-p.",
         )
-    return p, q, drafts
+    width = int((drafts >= 0).sum(-1).max()) if drafts.numel() else 0  # in a tree few nodes have many drafts
+    return p, q, drafts[..., :width]
 
 
 def _at(p: Tensor, drafts: Tensor) -> Tensor:
@@ -368,7 +369,7 @@ class SpecInferSelector(TokenSelector):
     def _branching(self, p: Tensor, q: Tensor, drafts: Tensor) -> Tensor:
         p, q, accept = p.clone(), q if self.replacement else q.clone(), torch.zeros_like(drafts, dtype=p.dtype)
         for j in range(drafts.shape[-1]):
-            on = drafts[..., j] >= 0  # in a tree few nodes have many drafts
+            on = drafts[..., j] >= 0
             x, target, draft = drafts[..., j][on].unsqueeze(-1), p[on], q[on]
             accept[..., j][on] = _ratio(target, draft, x).squeeze(-1)
             p[on] = _residual(target - draft, target)

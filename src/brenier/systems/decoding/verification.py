@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _NOTHING = 1e-14
+_CACHED = 2**17  # entries of a law that stay in the cache of a core beside others
 
 
 class Outcome(NamedTuple):
@@ -61,9 +62,19 @@ class Verification(ABC):
     def outcomes(self, tree: DraftTree) -> Tensor:  # (N, V)
         """The law of the outcome given the tree: at [c, y] the probability that the block ends at c and adds y."""
 
-    @abstractmethod
     def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
         """Draw the outcome for each prompt."""
+        prompts = torch.arange(tree.n_prompts, device=tree.tokens.device)
+        if prompts.device.type == "cpu":  # so many at once that their rows stay in the cache
+            blocks = prompts.split(max(1, _CACHED // tree.q.shape[1]))
+        else:
+            blocks = (prompts,)
+        node, token = zip(*(self._verify(tree, block, generator) for block in blocks))
+        return Outcome(torch.cat(node), torch.cat(token))
+
+    @abstractmethod
+    def _verify(self, tree: DraftTree, roots: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The node and the token of these prompts."""
 
     def block_efficiency(self, tree: DraftTree) -> Tensor:  # (B,)
         """The expected length of each block given the tree, exactly; its mean over trees is the block efficiency."""
@@ -88,8 +99,10 @@ class Verification(ABC):
 
     def _laws(self, tree: DraftTree, nodes: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Target and draft laws of these nodes, the first in place of the second where nothing was drawn."""
-        p = self._scored(tree)[nodes]
-        return p, torch.where(tree.is_leaf[nodes].unsqueeze(1), p, tree.q[nodes])
+        p, leaf = _rows(self._scored(tree), nodes), tree.is_leaf[nodes]
+        if not bool(leaf.any()):
+            return p, _rows(tree.q, nodes)
+        return p, torch.where(leaf.unsqueeze(1), p, _rows(tree.q, nodes))
 
 
 @dataclass(frozen=True)
@@ -127,11 +140,9 @@ class TopDown(Verification):
         law = self.selector.branching(*self._laws(tree), tree.drafts)
         return law, tree.product_along(tree.along(law))
 
-    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
-        """Draw the outcome for each prompt."""
-        node = torch.arange(tree.n_prompts, device=tree.tokens.device)
-        token = torch.full_like(node, -1)
-        going = node
+    def _verify(self, tree: DraftTree, roots: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        node, token = roots.clone(), torch.full_like(roots, -1)
+        going = torch.arange(len(roots), device=roots.device)
         while len(going):
             at = node[going]
             selected = self.selector.sample(*self._laws(tree, at), tree.drafts[at], generator)
@@ -139,7 +150,7 @@ class TopDown(Verification):
             kept = selected.index >= 0
             going, at = going[kept], at[kept]
             node[going] = tree.children[at, selected.index[kept]]
-        return Outcome(node, token)
+        return node, token
 
 
 @dataclass(frozen=True)
@@ -191,58 +202,56 @@ class Traversal(Verification):
             out.append((_stops(order, weight) * length).sum(1))
         return torch.stack(out, 1)
 
-    def verify(self, tree: DraftTree, generator: torch.Generator | None = None) -> Outcome:
-        """Draw the outcome for each prompt: down the first drafts to a leaf, and back up as long as nodes refuse.
-
-        Rows of the vocabulary are read where a draft was refused, and at the end.
-        """
+    def _verify(self, tree: DraftTree, roots: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Down the first drafts to a leaf, and back up as long as nodes refuse: only then a row is computed."""
         p = self._scored(tree)
         drafts, children = (pad(t, (0, 1), value=-1) for t in (tree.drafts, tree.children))
-        every = torch.arange(tree.n_prompts, device=p.device)
-        node, shape = every.clone(), (tree.n_prompts, len(tree.levels))
-        tried = node.new_zeros(shape)  # drafts, of each node on the way
-        weight, rest = p.new_ones(shape), p.new_empty(*shape, p.shape[1])
+        slots = torch.arange(children.shape[1], device=p.device)
+        node, shape = roots.clone(), (len(roots), len(tree.levels))
+        tried, weight = node.new_zeros(shape), p.new_ones(shape)  # drafts, of each node on the way
+        rest = p.new_empty(*shape, p.shape[1])
 
         def law(prompts: Tensor, nodes: Tensor) -> Tensor:
-            out = rest[prompts, tree.depth[nodes]]
-            first = tried[prompts, tree.depth[nodes]] == 0
-            out[first] = p[nodes[first]]
-            return out
+            level, fresh = tree.depth[nodes], tried[prompts, tree.depth[nodes]] == 0
+            if bool(fresh.all()):
+                return _rows(p, nodes)
+            return torch.where(fresh.unsqueeze(1), _rows(p, nodes), rest[prompts, level])
 
-        going = every
+        every = going = torch.arange(len(roots), device=p.device)
         while len(going):
-            at, depth = node[going], tree.depth[node[going]]
-            slot = tried[going, depth]
-            child = children[at, slot]
-            seen = ((children[at] == child.unsqueeze(1)) & (torch.arange(children.shape[1]) < slot.unsqueeze(1))).any(1)
-            down = (child >= 0) & ~seen
-            stays = torch.rand(len(going), dtype=p.dtype, device=p.device, generator=generator) < weight[going, depth]
-            ends = (child < 0) & stays
+            at = node[going]
+            level = tree.depth[at]
+            slot = tried[going, level]
+            x, child = drafts[at, slot], children[at, slot]
+            seen = ((children[at] == child.unsqueeze(1)) & (slots < slot.unsqueeze(1))).any(1)
+            down, coin = (x >= 0) & ~seen, torch.rand(len(going), dtype=p.dtype, device=p.device, generator=generator)
+            ends = (x < 0) & (coin < weight[going, level])
 
-            prompts, nodes, j, x = (t[down] for t in (going, at, slot, drafts[at, slot]))
-            level = depth[down]
-            target = torch.where(j > 0, rest[prompts, level, x], p[nodes, x])
-            chance = self._draft_law(tree, nodes, j).gather(1, x.unsqueeze(1)).squeeze(1)
-            weight[prompts, level + 1] = (weight[prompts, level] * (target / chance)).clamp(max=1)
-            tried[prompts, level + 1] = 0
+            prompts, nodes, depth, j, x = (t[down] for t in (going, at, level, slot, x))
+            wanted = torch.where(j > 0, rest[prompts, depth, x], p[nodes, x])
+            drawn = self._draft_law(tree, nodes, j).gather(1, x.unsqueeze(1)).squeeze(1)
+            weight[prompts, depth + 1] = (weight[prompts, depth] * (wanted / drawn)).clamp(max=1)
+            tried[prompts, depth + 1] = 0
             node[prompts] = child[down]
 
             back = ~down & ~ends
-            prompts, nodes = going[back], torch.where(child[back] < 0, tree.parent[at[back]], at[back])
-            level = tree.depth[nodes]
-            q = self._draft_law(tree, nodes, tried[prompts, level])
-            weight[prompts, level], rest[prompts, level] = _refused(weight[prompts, level], law(prompts, nodes), q)
-            tried[prompts, level] += 1
-            node[prompts] = nodes
+            prompts, nodes = going[back], torch.where(seen[back], at[back], tree.parent[at[back]])
+            if len(prompts):
+                depth = tree.depth[nodes]
+                q = self._draft_law(tree, nodes, tried[prompts, depth])
+                weight[prompts, depth], rest[prompts, depth] = _refused(weight[prompts, depth], law(prompts, nodes), q)
+                tried[prompts, depth] += 1
+                node[prompts] = nodes
             going = going[~ends]
-        return Outcome(node, draw(law(every, node), 1, generator).squeeze(1))
+        return node, draw(law(every, node), 1, generator).squeeze(1)
 
     def _draft_law(self, tree: DraftTree, nodes: Tensor, slot: Tensor) -> Tensor:
         """The law from which this draft of each node was drawn."""
-        if self.replacement:
-            return tree.q[nodes]
+        q = _rows(tree.q, nodes)
+        if self.replacement or not bool((slot > 0).any()):
+            return q
         before = torch.arange(tree.drafts.shape[1], device=slot.device) < slot.unsqueeze(1)
-        return without(tree.q[nodes], torch.where(before, tree.drafts[nodes], -1))
+        return without(q, torch.where(before, tree.drafts[nodes], -1))
 
     def _weights(self, tree: DraftTree) -> tuple[Tensor, Tensor, Tensor]:  # (N,), (N,), (N, V)
         """The weight of each node before its children and after them, and the law of the token that it would add."""
@@ -292,8 +301,16 @@ def _refused(
     left = mass + (1 - weight)  # exactly the mass at the root, whose weight stays 1
     # w = 1 and M = q: the child accepts surely, and what follows is never used
     sure, some = left <= _NOTHING, (mass > _NOTHING).unsqueeze(1)
-    law = torch.where(some, rest.div_(torch.where(some, mass.unsqueeze(1), 1)), law)
+    rest.div_(torch.where(some, mass.unsqueeze(1), 1))
+    law = rest if bool(some.all()) else torch.where(some, rest, law)
     return torch.where(sure, 1, mass / torch.where(sure, 1, left)), law
+
+
+def _rows(laws: Tensor, nodes: Tensor | slice) -> Tensor:
+    """The rows of these nodes, without a copy where it is one."""
+    if isinstance(nodes, Tensor) and len(nodes) == 1:
+        return laws.narrow(0, int(nodes), 1)
+    return laws[nodes]
 
 
 def _children_first(tree: DraftTree) -> Tensor:  # (B, n)
