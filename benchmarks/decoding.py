@@ -1,9 +1,10 @@
 """Speculative decoding at the vocabulary of a real model: bounds, rules, and the verification of whole trees.
 
 One process, one thread. Laws are softmaxes of Gaussian logits; the draft's are the target's with noise. Times are the
-least of several rounds; as a yardstick each is also given in softmaxes: of one law a row, in float64, for all rows, in
-the same run; and beside the same rule in plain PyTorch, node by node (`rivals/decoding.py`). Then the block efficiency of methods on the same trees is compared with the bound, and the estimates of
-all actions of delayed trees from shared trees with those from trees of their own.
+least of several rounds; as a yardstick each is also given in softmaxes (of one law a row, in float64, in the same run),
+and the same rule in plain PyTorch stands beside it, node by node (`rivals/decoding.py`). Then the block efficiency of
+methods on the same trees is compared with the bound, and the estimates of all actions of delayed trees from shared
+trees with those from trees of their own.
 
 The last part writes text with SmolLM2-135M: `transformers` by itself, with its assisted generation and prompt lookup,
 and drafts by n-gram models over prompt and manual, and by the first layers of the model, with a linear map fitted on
@@ -229,8 +230,8 @@ def without_a_model(options):
         tree = scored(branching, n_prompts, V, generator)
         for method in METHODS:
             verification = find_verification(method)
-            rival = None if method == "tournament" else lambda m=method: plain.verify(tree, m, generator)
-            line(f"{shape}, {method}", tree.p, lambda v=verification: v.verify(tree, generator), rival)
+            rival = None if method == "tournament" else lambda m=method, t=tree: plain.verify(t, m, generator)
+            line(f"{shape}, {method}", tree.p, lambda v=verification, t=tree: v.verify(t, generator), rival)
 
     small = 2000
     print(f"\nBlock efficiency of 4 paths of 8 on the same {64} trees, V = {small}, exact given the trees\n")

@@ -16,8 +16,8 @@ from brenier.systems.catalogue import find
 from brenier.systems.decoding.laws import draft_tuples
 from brenier.systems.decoding.optimal_mdsd import (
     _after,
-    _race,
     _odds,
+    _race,
     _two_distinct,
     draft_sets,
     membership_ot,

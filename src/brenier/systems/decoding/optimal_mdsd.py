@@ -149,9 +149,10 @@ def otm_acceptance(
     Raises:
         InvalidInput: laws that are none, k < 1, an unknown option, without replacement k larger than the support of q.
 
-    Complexity: O(V) a row with replacement, greedily, and without replacement for k = 2, and O(V log V) where nearly all
-    tokens have the same q/p; without replacement for larger k O(k^2 V) for each of some 100 arrival times, in blocks. There Pr(X in H) is an integral over the time t
-    at which the first token outside H would arrive if tokens arrived by independent exponential clocks with rates q,
+    Complexity: O(V) a row with replacement, greedily, and without replacement for k = 2 (O(V log V) where nearly all
+    tokens have one q/p); without replacement for larger k O(k^2 V) for each of some 100 arrival times, in blocks. There
+    Pr(X in H) is an integral over the time t at which the first token outside H would arrive if tokens arrived by
+    independent exponential clocks with rates q,
 
         Pr(X in H) = 1 - int_0^inf q(H^c) e^{-t} sum_{m<k} e_m((e^{q_i t} - 1)_{i in H}) dt,
 
