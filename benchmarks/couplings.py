@@ -217,7 +217,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 8192])
     parser.add_argument("--dims", type=int, nargs="+", default=[784, 3072])
     parser.add_argument("--libraries", nargs="+", default=list(RUNS), choices=RUNS)
-    parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=234)  # one pass through the images
     parser.add_argument("--limit", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
