@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._inputs import Kind, all_finite, float_tensor, is_count, is_real, matrix_kind, same_columns, same_rows
 from .adjoint import Adjoint, Envelope, Unrolled
-from .costs import Arc, Cost, GraphGeodesic, as_cost
+from .costs import Arc, Cost, GraphGeodesic, Lp, as_cost
 from .errors import InvalidInput, refuse
 from .geometry import CostMatrix, Geometry, PointCloud, Ragged
 from .kernels.build import native
@@ -54,8 +54,9 @@ __all__ = ["assign", "solve"]
 # Pairs up to which sparse Newton may take over from Sinkhorn, and beyond which clusters of points pay off.
 _NEWTON_LIMIT = 10_000**2
 _SMALL = 0.01  # epsilon over the mean cost up to which they do
-# Points up to which a permutation is found faster by augmenting paths than by the network simplex.
-_PATHS = 1_400
+# Points up to which a permutation is found faster by augmenting paths than by the network simplex: the second number
+# for the city-block distance in few dimensions, where pairs of equal reduced cost make the paths long.
+_PATHS = 1_400, 500
 _SOLVERS: dict[str, Callable[[], Solver[Any]]] = {
     "sinkhorn": Sinkhorn,
     "sinkhorn-newton": SinkhornNewton,
@@ -319,7 +320,8 @@ def _choose(solver: str | Solver[Any], problem: Problem, gap: float | None) -> t
         )
     if flows_on(geometry) and native is not None:
         return GridFlow(), "exact, and the city-block cost of a grid is the length of paths between neighbours"
-    if n <= _PATHS and permutes(problem):
+    tied = isinstance(geometry, PointCloud) and geometry.ground == Lp(1) and geometry.x.shape[-1] <= 3
+    if n <= _PATHS[tied] and permutes(problem):
         return Assignment(), f"exact, and a permutation of {n} points of equal masses"
     if exact.lazy(problem):
         return exact, f"exact, and {n} x {m} pairs are priced without their cost matrix"

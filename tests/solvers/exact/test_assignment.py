@@ -53,6 +53,9 @@ def test_auto_takes_it_for_permutations_only():
     assert solve(x, y, a=[k / 45 for k in range(1, 10)]).stats["solver"] == "network-simplex"
     assert solve(x, cloud(10, 2, 2)).stats["solver"] == "network-simplex"
     assert solve(x[:, :1], y[:, :1]).stats["solver"] == "monotone"
+    x, y = cloud(501, 2, 1), cloud(501, 2, 2)
+    assert solve(x, y).stats["solver"] == "assignment"
+    assert solve(x, y, cost="cityblock").stats["solver"] == "network-simplex"
 
 
 @pytest.mark.parametrize("shared", [False, True])
