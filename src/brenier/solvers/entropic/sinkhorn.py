@@ -22,7 +22,7 @@ from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
 from .schedule import Halving, Schedule
 from .start import Given, Start, Zeros
 
-__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "towards"]
+__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "rough_steps", "smoother", "towards"]
 
 _ROUGH = 3e-4  # error down to which the sums of float32 will do
 _ROUGH_STEPS = 60  # after which they are given up all the same
@@ -119,8 +119,8 @@ class Sinkhorn(Solver[SinkhornState]):
         level = torch.full_like(epsilon, torch.inf)
         never = torch.zeros_like(error, dtype=torch.bool)
         # the last digits come from float64, the first ones need not
-        coarse = isinstance(begin, Zeros) and self._tol(problem) < _ROUGH / 3
-        rough = _ROUGH_STEPS if coarse and problem.geometry.single is not None else 0
+        coarse = isinstance(begin, Zeros) and problem.geometry.single is not None
+        rough = rough_steps(self._tol(problem)) if coarse else 0
         return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never, rough)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
@@ -147,11 +147,7 @@ class Sinkhorn(Solver[SinkhornState]):
         if not plain:
             g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
-        rough = 0
-        if state.rough > 0:
-            noise = torch.finfo(torch.float32).eps * _size(f) / eps
-            near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
-            rough = -1 if state.rough == 1 or bool(near.all()) else state.rough - 1
+        rough = smoother(state.rough, error, f, eps)
         closing = state.tight & (state.rough <= 0)  # an error that float32 has told ends nothing
         return SinkhornState(f, g, schedule, eps, error, relaxation, tight, closing, rough)
 
@@ -240,6 +236,20 @@ class Sinkhorn(Solver[SinkhornState]):
 def towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
     """Old + omega (new - old), and -inf where there can be no mass."""
     return torch.where(torch.isfinite(new), torch.lerp(old, new, omega), new)
+
+
+def rough_steps(tol: float) -> int:
+    """How many steps may take the sums of float32 on the way to that error."""
+    return _ROUGH_STEPS if tol < _ROUGH / 3 else 0
+
+
+def smoother(rough: int, error: Tensor, f: Tensor, eps: Tensor) -> int:
+    """The steps in float32 that are left after one with this error: none near the answer, or where digits are few."""
+    if rough <= 0:
+        return 0
+    noise = torch.finfo(torch.float32).eps * _size(f) / eps
+    near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
+    return -1 if rough == 1 or bool(near.all()) else rough - 1
 
 
 def _size(f: Tensor) -> Tensor:
