@@ -72,8 +72,9 @@ class Bregman(Solver[BregmanState]):
     value is that of the dual, below the least one by the order of the square of the error.
 
     An iteration is two soft c-transforms for all measures. Where they share their costs, one pass over the costs serves
-    those whose potentials are within some 600 epsilon of each other (60 in float32): O(n m) exponentials and O(K n m)
-    products if all are, O(K n m) exponentials if none.
+    those whose potentials are within some 950 epsilon of one of them (90 in float32): O(n m) exponentials and O(K n m)
+    products if all are, O(K n m) exponentials if none. Of clouds in float64, two groups at most are summed up in
+    float32 until the error is 3e-4, in half the time.
 
     Debiased iterations slow down on their way, as the correction falls without end where there is no mass.
 
@@ -149,7 +150,7 @@ class Bregman(Solver[BregmanState]):
         single, centres = geometry.single if state.rough > 0 else None, state.centres
         if single is not None:
             centres = _centres(G, _REACH[torch.float32] * eps, centres)
-            if len(centres.unique()) > _FEW:
+            if len(set(centres.tolist())) > _FEW:
                 single, centres = None, torch.zeros_like(centres)
         if single is None and _together(geometry, len(G)):
             centres = _centres(G, _REACH[G.dtype] * eps, centres)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._inputs import is_count, is_real
 from ...errors import refuse
 
-__all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState"]
+__all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState", "size"]
 
 
 class RelaxationState(NamedTuple):
@@ -245,11 +245,10 @@ class Anderson(Relaxation[AndersonState]):
             )
         )
         last, right = _dots(d_residuals, d_residuals[..., -1, :]), _dots(d_residuals, residual * scale)
-        gram = torch.nn.functional.pad(torch.where(there, state.gram[..., 1:, 1:], 0), (0, 1, 0, 1))
+        gram = torch.where(there, state.gram.roll((-1, -1), (-2, -1)), 0)
         gram[..., -1, :] = gram[..., -1] = last
         # differences that are all rounding say nothing
-        size = new.nan_to_num(0, 0, 0).abs_().amax(-1).double()
-        noise = (torch.finfo(new.dtype).eps * size).square()
+        noise = (torch.finfo(new.dtype).eps * size(new).double()).square()
         largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
         ridged = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
@@ -257,11 +256,16 @@ class Anderson(Relaxation[AndersonState]):
         f = new - (gamma * d_images).sum(-2).to(new).nan_to_num_(0, 0, 0)
         f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
         after = state._replace(
-            image=new, residual=residual, d_images=d_images, d_residuals=d_residuals, gram=gram, known=ready & ~(dropped | slow),
-            best=best, refuge=refuge, mark=mark, age=torch.where(ended | ~ready, 0, age),
-            spent=state.spent | slow,
+            image=new, residual=residual, d_images=d_images, d_residuals=d_residuals, gram=gram,
+            known=ready & ~(dropped | slow), best=best, refuge=refuge, mark=mark,
+            age=torch.where(ended | ~ready, 0, age), spent=state.spent | slow,
         )  # fmt: skip
         return f, after
+
+
+def size(f: Tensor) -> Tensor:
+    """The largest finite |f|, (*batch,)."""
+    return f.nan_to_num(0, 0, 0).abs_().amax(-1)
 
 
 def _dots(rows: Tensor, row: Tensor) -> Tensor:

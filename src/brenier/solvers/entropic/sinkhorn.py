@@ -18,7 +18,7 @@ from ...problem import Problem
 from ...solution import Status
 from ..base import Core, Outcome, Solver, check_number
 from .live import live_core
-from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
+from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState, size
 from .schedule import Halving, Schedule
 from .start import Given, Start, Zeros
 
@@ -186,8 +186,8 @@ class Sinkhorn(Solver[SinkhornState]):
     def verdict(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...]:
         tol = self._tol(problem)
         # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
-        size = torch.maximum(_size(state.f), _size(state.g))
-        rounding = torch.finfo(size.dtype).eps * size / state.level
+        largest = torch.maximum(size(state.f), size(state.g))
+        rounding = torch.finfo(largest.dtype).eps * largest / state.level
         lost = rounding > 1
         if state.f.dtype == torch.float32 and bool(((state.error <= tol) & (rounding > _DOUBTFUL * tol)).any()):
             lost |= (state.error <= tol) & ~(self._wide_error(problem, state) <= 2 * tol)
@@ -247,11 +247,6 @@ def smoother(rough: int, error: Tensor, f: Tensor, eps: Tensor) -> int:
     """The steps in float32 that are left after one with this error: none near the answer, or where digits are few."""
     if rough <= 0:
         return 0
-    noise = torch.finfo(torch.float32).eps * _size(f) / eps
+    noise = torch.finfo(torch.float32).eps * size(f) / eps
     near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
     return -1 if rough == 1 or bool(near.all()) else rough - 1
-
-
-def _size(f: Tensor) -> Tensor:
-    """The largest finite |f|, (*batch,)."""
-    return torch.where(torch.isinf(f), 0, f).abs().amax(-1)
