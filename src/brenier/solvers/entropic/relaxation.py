@@ -241,7 +241,7 @@ class Anderson(Relaxation[AndersonState]):
             torch.cat([past[..., 1:, :], step.unsqueeze(-2)], -2).mul_(there)
             for past, step in (
                 (state.d_images, (new - state.image).nan_to_num_(0, 0, 0)),
-                (state.d_residuals, (residual - state.residual).mul_(scale)),
+                (state.d_residuals, (residual - state.residual).mul_(scale).nan_to_num_(0, 0, 0)),
             )
         )
         last, right = _dots(d_residuals, d_residuals[..., -1, :]), _dots(d_residuals, residual * scale)
