@@ -29,6 +29,18 @@ def test_seven_digits(cost: str) -> None:
         assert not torch.equal(rough, exact)
 
 
+def test_the_plan_times_vectors() -> None:
+    x, y = cloud(SIDE, 3, 0) + 1e4, cloud(SIDE + 50, 3, 1) + 1e4
+    geometry = PointCloud(x, y)
+    single = sums(geometry)
+    f, g = (cloud(size, 1, seed).squeeze(-1) for size, seed in ((SIDE, 2), (SIDE + 50, 3)))
+    for dim, size in ((1, SIDE + 50), (0, SIDE)):
+        v = torch.rand(size, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        exact, rough = geometry.apply(f, g, EPS, v, dim), single.apply(f, g, EPS, v.float(), dim)
+        assert rough.dtype == torch.float32
+        assert float((rough / exact - 1).abs().max()) < 5e-5
+
+
 def test_of_many_problems() -> None:
     x, y = ([cloud(n, 2, n + k) for n in sizes] for k, sizes in enumerate([(900, 3, 700), (800, 5, 900)]))
     geometry = Ragged.from_list(x, y)

@@ -218,12 +218,13 @@ class PairGeometry(Geometry):
         if narrow and not (
             self._stored and self.dtype == torch.float64 and accuracy >= NARROW_ACCURACY and pairs <= NARROW_LIMIT
         ):
-            return self._with_single(pairs)
+            return self.with_single(pairs)
         out = self.detach()
         out.memory = GibbsMemory(self.detach(), epsilon.detach(), narrow)
         return out
 
-    def _with_single(self, pairs: int) -> Geometry:
+    def with_single(self, pairs: int) -> Geometry:
+        """The same geometry, with `single` sums where so many pairs in a pass make them worth their copy."""
         if self._stored or self.dtype != torch.float64 or pairs < LEAST or not self.fused:
             return self
         out = self.detach()

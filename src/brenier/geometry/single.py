@@ -36,8 +36,17 @@ class SingleSums:
     def softmin(self, h: Tensor, epsilon: float | Tensor, dim: int = 1) -> Tensor:
         """See `Geometry.softmin`."""
         pairs, r, c = self._sides[1 - dim % 2]
-        single = epsilon.float() if isinstance(epsilon, Tensor) else epsilon
-        return r + kernels.softmin(pairs, (h - c).float(), single).double()
+        return r + kernels.softmin(pairs, (h - c).float(), _single(epsilon)).double()
+
+    def apply(self, f: Tensor, g: Tensor, epsilon: float | Tensor, v: Tensor, dim: int = 1) -> Tensor:
+        """See `Geometry.apply`; of vectors (*batch, m, k) in float32, as the answer is."""
+        pairs, r, c = self._sides[1 - dim % 2]
+        f, g = (f, g) if dim % 2 else (g, f)
+        return kernels.apply(pairs, (f - r).float(), (g - c).float(), _single(epsilon), v)
+
+
+def _single(epsilon: float | Tensor) -> float | Tensor:
+    return epsilon.float() if isinstance(epsilon, Tensor) else epsilon
 
 
 def _rounded(pairs: Pairs, r: Tensor, c: Tensor) -> tuple[Pairs, Tensor, Tensor]:

@@ -115,6 +115,51 @@ def test_one_pass_serves_all_measures(dim: int, dtype: torch.dtype) -> None:
         assert_close(found, exact, 1e-10 if dtype == D else 1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "apart", "tol"), [(torch.float32, 80.0, 1e-4), (D, 900.0, 1e-12)])
+def test_one_pass_serves_what_is_far(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, apart: float, tol: float
+) -> None:
+    """Sums far above and far below those of the centre."""
+    geometry = PointCloud(cloud(30, 2, 0), cloud(40, 2, 1)).to(dtype)
+    epsilon = torch.tensor(0.1, dtype=dtype)
+    slope = torch.linspace(0, 0.1 * apart, 40, dtype=dtype)
+    h = torch.stack([0 * slope, slope, slope.flip(0), slope.roll(20), -slope])
+    f = geometry.softmin(h, epsilon)
+    with monkeypatch.context() as patch:
+        patch.setattr(PointCloud, "softmin", None)  # none is taken alone
+        found = _softmins(geometry, h, epsilon, 1, f, h, torch.zeros(5, dtype=torch.int64))
+    assert_close(found, f, tol)
+
+
+def test_the_first_digits_are_from_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = cloud(250, 2, 0)
+    a = torch.stack([(-(x - centre).square().sum(-1)).exp() for centre in cloud(20, 2, 1)])
+    a = a / a.sum(-1, keepdim=True)
+    geometry = PointCloud(x)
+    problem = Problem.make(geometry, a, marginals=(Exact(), Free()), epsilon=0.1 * float(geometry.mean_cost()))
+    solver, seen = Bregman(tol=1e-9), []
+
+    def callback(iteration: int, state: Any) -> None:
+        seen.append((state.rough, float(state.error), bool(state.closing)))
+
+    found = run(problem, solver, callback=callback)
+    rough = [left for left, _, _ in seen]
+    first = rough.index(-1)
+    assert first >= 3
+    assert all(left > 0 for left in rough[:first])
+    assert not any(rough[first + 1 :])
+    assert not any(closing for _, _, closing in seen[: first + 2])
+    columns = found.plan.col_sums()
+    assert_close(columns, found.stats["b"].expand(20, -1), 1e-12)
+    with monkeypatch.context() as patch:
+        patch.setattr("brenier.solvers.barycentres.bregman.rough_steps", lambda tol: 0)
+        plain = run(problem, solver)
+    assert_close(found.stats["b"], plain.stats["b"], 1e-8)
+    # stopped while sums were in float32, the columns still are equal
+    early = run(problem, Bregman(tol=1e-9, max_iter=first), warn=False)
+    assert_close(early.plan.col_sums(), early.stats["b"].expand(20, -1), 1e-12)
+
+
 def test_centres_are_near() -> None:
     h = torch.randn(4, 1, 20, generator=torch.Generator().manual_seed(0), dtype=D).expand(-1, 3, -1).flatten(0, 1)
     h = (

@@ -42,6 +42,30 @@ def test_mixing_solves_what_is_linear():
     assert torch.allclose(f, fixed, atol=1e-6)
 
 
+def test_mixing_is_least_squares_by_the_masses():
+    """The kept products are those of the kept differences, and the residual that is left is the smallest."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(2, 30, 30, generator=generator).double() / 8
+    part, masses = Anderson(depth=4, below=float("inf")), torch.rand(2, 30, generator=generator).double()
+    f = torch.randn(2, 30, generator=generator).double()
+    state, iterates = part.init(f), []
+    for k in range(8):
+        new = (A @ f.unsqueeze(-1)).squeeze(-1)
+        iterates.append((f, new))
+        error = torch.full((2,), 0.5**k)
+        error[1] = 1e3 if k == 3 else error[1]  # the second problem drops what it had
+        state = part.next(state, error)
+        f, state = part.mixed(state, f, new, masses, error)
+    scale = (masses / masses.sum(-1, keepdim=True)).sqrt()
+    for item, kept in enumerate((4, 3)):
+        fs, images = (torch.stack([pair[i][item] for pair in iterates[-kept - 1 :]]) for i in (0, 1))
+        residuals = (images - fs) * scale[item]
+        R, dF = residuals.diff(dim=0), images.diff(dim=0)
+        torch.testing.assert_close(state.gram[item, -kept:, -kept:], R @ R.mT)
+        gamma = torch.linalg.lstsq(R.mT, residuals[-1].unsqueeze(-1)).solution.squeeze(-1)
+        torch.testing.assert_close(f[item], images[-1] - gamma @ dF, rtol=1e-5, atol=1e-6)
+
+
 def test_an_iterate_that_is_much_worse_is_dropped():
     part = Anderson(below=float("inf"))
     f = torch.zeros(2, dtype=torch.float64)

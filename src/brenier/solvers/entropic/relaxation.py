@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._inputs import is_count, is_real
 from ...errors import refuse
 
-__all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState"]
+__all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState", "size"]
 
 
 class RelaxationState(NamedTuple):
@@ -34,7 +34,8 @@ class AndersonState(NamedTuple):
     image: Tensor  # (*batch, n) of the last iterate under one iteration
     residual: Tensor  # (*batch, n) that image minus the iterate
     d_images: Tensor  # (*batch, depth, n) from one iterate to the next, the last one at the end; zero where cleared
-    d_residuals: Tensor  # likewise
+    d_residuals: Tensor  # likewise, times the roots of the shares that the points had of the mass
+    gram: Tensor  # (*batch, depth, depth) products of these, in float64
     known: Tensor  # (*batch,) whether there is a last iterate
     best: Tensor  # (*batch,) the smallest error so far
     refuge: Tensor  # (*batch, n) the image of the iterate that had it
@@ -163,7 +164,7 @@ class Anderson(Relaxation[AndersonState]):
     Far from the solution at small epsilon the iteration is not linear, and over-relaxation is the better guide: mixing
     begins where the error is below `below`.
 
-    O(depth^2 n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has
+    O(depth n) time for an iteration and O(depth n) memory, beside what it accelerates. Each problem of a batch has
     its own combination.
 
     Args:
@@ -196,11 +197,12 @@ class Anderson(Relaxation[AndersonState]):
         one = torch.ones_like(f[..., 0])
         zero, infinite = torch.zeros_like(f), torch.full_like(one, torch.inf)
         history = zero.unsqueeze(-2).expand(*f.shape[:-1], self.depth, f.shape[-1])
+        gram = f.new_zeros((*f.shape[:-1], self.depth, self.depth), dtype=torch.float64)
         count = torch.zeros_like(one, dtype=torch.int64)
         never = torch.zeros_like(one, dtype=torch.bool)
         return AndersonState(
-            one, self.early.init(f), never, never, zero, zero, history, history, never, infinite, zero, infinite, count,
-            never,
+            one, self.early.init(f), never, never, zero, zero, history, history, gram, never, infinite, zero, infinite,
+            count, never,
         )  # fmt: skip
 
     def next(self, state: AndersonState, error: Tensor) -> AndersonState:
@@ -230,34 +232,45 @@ class Anderson(Relaxation[AndersonState]):
         slow = ended & (best > _PROGRESS * state.mark)
         mark = torch.where(ended, best, state.mark)
         cleared = dropped | slow | ~ready
-        # the history with this iterate
-        residual = torch.where(torch.isfinite(new), new - old, 0)
+        # the history with this iterate; each difference with the masses by which it is measured
+        mass = weights.double()
+        scale = (mass / mass.sum(-1, keepdim=True)).sqrt_().to(new)
+        residual = (new - old).nan_to_num_(0, 0, 0)
         there = (state.known & ~cleared)[..., None, None]
         d_images, d_residuals = (
-            torch.where(
-                there, torch.cat([past[..., 1:, :], torch.where(torch.isfinite(step), step, 0).unsqueeze(-2)], -2), 0
+            torch.cat([past[..., 1:, :], step.unsqueeze(-2)], -2).mul_(there)
+            for past, step in (
+                (state.d_images, (new - state.image).nan_to_num_(0, 0, 0)),
+                (state.d_residuals, (residual - state.residual).mul_(scale).nan_to_num_(0, 0, 0)),
             )
-            for past, step in ((state.d_images, new - state.image), (state.d_residuals, residual - state.residual))
         )
-        share = weights.double() / weights.double().sum(-1, keepdim=True)
-        wide = d_residuals.double()
-        weighted = wide * share.unsqueeze(-2)
-        # sums, as products of such thin matrices may wait for threads
-        gram = torch.stack([(weighted * row.unsqueeze(-2)).sum(-1) for row in wide.unbind(-2)], -1)
-        right = (weighted * residual.double().unsqueeze(-2)).sum(-1, keepdim=True)
+        last, right = _dots(d_residuals, d_residuals[..., -1, :]), _dots(d_residuals, residual * scale)
+        gram = torch.where(there, state.gram.roll((-1, -1), (-2, -1)), 0)
+        gram[..., -1, :] = gram[..., -1] = last
         # differences that are all rounding say nothing
-        size = torch.where(torch.isfinite(new), new, 0).abs().amax(-1).double()
-        noise = (torch.finfo(new.dtype).eps * size).square()
+        noise = (torch.finfo(new.dtype).eps * size(new).double()).square()
         largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
-        gram = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
-        gamma = torch.linalg.solve_ex(gram, right).result
-        mix = (gamma * d_images.double()).sum(-2).to(new)
-        f = new - torch.where(torch.isfinite(mix), mix, 0)
+        ridged = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
+        gamma = torch.linalg.solve_ex(ridged, right.unsqueeze(-1)).result
+        f = new - (gamma * d_images).sum(-2).to(new).nan_to_num_(0, 0, 0)
         f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
         after = state._replace(
-            image=new, residual=residual, d_images=d_images, d_residuals=d_residuals, known=ready & ~(dropped | slow),
-            best=best, refuge=refuge, mark=mark, age=torch.where(ended | ~ready, 0, age),
-            spent=state.spent | slow,
+            image=new, residual=residual, d_images=d_images, d_residuals=d_residuals, gram=gram,
+            known=ready & ~(dropped | slow), best=best, refuge=refuge, mark=mark,
+            age=torch.where(ended | ~ready, 0, age), spent=state.spent | slow,
         )  # fmt: skip
         return f, after
+
+
+def size(f: Tensor) -> Tensor:
+    """The largest finite |f|, (*batch,)."""
+    return f.nan_to_num(0, 0, 0).abs_().amax(-1)
+
+
+def _dots(rows: Tensor, row: Tensor) -> Tensor:
+    """Products (*batch, k) of rows (*batch, k, n) and a row (*batch, n), in float64.
+
+    As sums, since the products of such thin matrices may wait for threads.
+    """
+    return (rows.double() * row.double().unsqueeze(-2)).sum(-1)

@@ -18,11 +18,11 @@ from ...problem import Problem
 from ...solution import Status
 from ..base import Core, Outcome, Solver, check_number
 from .live import live_core
-from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState
+from .relaxation import Anderson, AndersonState, Relaxation, RelaxationState, size
 from .schedule import Halving, Schedule
 from .start import Given, Start, Zeros
 
-__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "towards"]
+__all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "rough_steps", "smoother", "towards"]
 
 _ROUGH = 3e-4  # error down to which the sums of float32 will do
 _ROUGH_STEPS = 60  # after which they are given up all the same
@@ -119,8 +119,8 @@ class Sinkhorn(Solver[SinkhornState]):
         level = torch.full_like(epsilon, torch.inf)
         never = torch.zeros_like(error, dtype=torch.bool)
         # the last digits come from float64, the first ones need not
-        coarse = isinstance(begin, Zeros) and self._tol(problem) < _ROUGH / 3
-        rough = _ROUGH_STEPS if coarse and problem.geometry.single is not None else 0
+        coarse = isinstance(begin, Zeros) and problem.geometry.single is not None
+        rough = rough_steps(self._tol(problem)) if coarse else 0
         return SinkhornState(f, g, epsilon, level, error, self.relaxation.init(f), never, never, rough)
 
     def step(self, problem: Problem, state: SinkhornState) -> SinkhornState:
@@ -147,11 +147,7 @@ class Sinkhorn(Solver[SinkhornState]):
         if not plain:
             g = towards(old_g, g, omega)
         schedule = self.schedule.next(eps, problem.epsilon)
-        rough = 0
-        if state.rough > 0:
-            noise = torch.finfo(torch.float32).eps * _size(f) / eps
-            near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
-            rough = -1 if state.rough == 1 or bool(near.all()) else state.rough - 1
+        rough = smoother(state.rough, error, f, eps)
         closing = state.tight & (state.rough <= 0)  # an error that float32 has told ends nothing
         return SinkhornState(f, g, schedule, eps, error, relaxation, tight, closing, rough)
 
@@ -190,8 +186,8 @@ class Sinkhorn(Solver[SinkhornState]):
     def verdict(self, problem: Problem, state: SinkhornState) -> tuple[Status, ...]:
         tol = self._tol(problem)
         # potentials that cannot be told apart at the scale of epsilon: their plan, and so the error, means nothing
-        size = torch.maximum(_size(state.f), _size(state.g))
-        rounding = torch.finfo(size.dtype).eps * size / state.level
+        largest = torch.maximum(size(state.f), size(state.g))
+        rounding = torch.finfo(largest.dtype).eps * largest / state.level
         lost = rounding > 1
         if state.f.dtype == torch.float32 and bool(((state.error <= tol) & (rounding > _DOUBTFUL * tol)).any()):
             lost |= (state.error <= tol) & ~(self._wide_error(problem, state) <= 2 * tol)
@@ -242,6 +238,15 @@ def towards(old: Tensor, new: Tensor, omega: Tensor) -> Tensor:
     return torch.where(torch.isfinite(new), torch.lerp(old, new, omega), new)
 
 
-def _size(f: Tensor) -> Tensor:
-    """The largest finite |f|, (*batch,)."""
-    return torch.where(torch.isinf(f), 0, f).abs().amax(-1)
+def rough_steps(tol: float) -> int:
+    """How many steps may take the sums of float32 on the way to that error."""
+    return _ROUGH_STEPS if tol < _ROUGH / 3 else 0
+
+
+def smoother(rough: int, error: Tensor, f: Tensor, eps: Tensor) -> int:
+    """The steps in float32 that are left after one with this error: none near the answer, or where digits are few."""
+    if rough <= 0:
+        return 0
+    noise = torch.finfo(torch.float32).eps * size(f) / eps
+    near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
+    return -1 if rough == 1 or bool(near.all()) else rough - 1
