@@ -497,7 +497,8 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"dry": bench.dry, "tuned": args.tune, "machine": told, "ceilings": found, "rows": bench.rows}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        kept = json.loads(args.json.read_text()) if args.json.exists() else {}  # what `gpu_resources.py` has found
+        args.json.write_text(json.dumps(kept | {"times": report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ class Replayed(Generic[State]):
         for own, new in zip(_tensors(self._held), _tensors(state)):
             own.copy_(new)
         if self._replay is None:
-            held = self._held
+            function, held = self._function, self._held
             try:
-                self._replay = _captured(lambda: self._function(held), _tensors(held)[0].device)
+                self._replay = _captured(lambda: function(held), _tensors(held)[0].device)
             except RuntimeError as error:
                 self._failed, self._held = True, None
                 warnings.warn(f"a CUDA graph could not be captured, so each kernel is launched: {error}",

@@ -274,11 +274,11 @@ class _Part:
         return count
 
     def _steps(self, count: int) -> Callable[[Any], Any]:
-        problem = self.problem
+        solver, problem = self.solver, self.problem  # not itself, as a cycle would keep a graph and its memory
 
         def steps(state: Any) -> Any:
             for _ in range(count):
-                state = self.solver.step(problem, state)
+                state = solver.step(problem, state)
             return state
 
         return steps

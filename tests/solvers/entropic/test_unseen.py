@@ -3,6 +3,9 @@
 On a CPU, told that it is such a device: the steps are those of a GPU, with the engines of a CPU.
 """
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -200,6 +203,16 @@ def test_captured_steps_give_the_same(waiting, monkeypatch):
     monkeypatch.setattr(device, "_capturable", lambda tensors: True)
     found = brenier.solvers.run(problem, Sinkhorn(tol=1e-9))
     assert len(made) == 1
+    gc.disable()  # what is left over is in no cycle, which would keep a graph and its memory
+    try:
+        part = _Part(Sinkhorn(tol=1e-9), problem.detach())
+        with torch.no_grad():
+            assert [part.advance(25), part.advance(25), part.advance(5)] == [10, 10, 5]
+        left = weakref.ref(part.replayed[10])
+        del part
+        assert left() is None
+    finally:
+        gc.enable()
     assert found.stats["n_iter"] == wanted.stats["n_iter"]
     assert torch.equal(found.f, wanted.f)
 
