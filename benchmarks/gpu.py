@@ -1,6 +1,6 @@
 """Sinkhorn on one GPU: our Triton kernels beside rivals, their errors and the ceilings of the card.
 
-    python benchmarks/gpu.py [--json results/gpu.json] [--parts iteration gap gradient million tiny]
+    python benchmarks/gpu.py [--json results/gpu.json] [--parts iteration steps gap gradient million tiny]
                              [--sizes 10000 50000 100000] [--dims 3 64 512] [--dtypes float32 float64 bfloat16]
                              [--rounds 7] [--limit 60] [--tune] [--dry]
 
@@ -12,13 +12,21 @@ those of 64 rows against float64, relative to the mean of the answer.
 The ceilings are measured here: a matrix product of torch in the same accuracy, a kernel that does nothing but
 exponentials, and a copy. A candidate's fraction is that of n^2 (d / multiply-adds + 1 / exponentials) seconds.
 
-- iteration: ours in the accuracies "ieee", "tf32x3" and "tf32" (float32), torch compiled, KeOps, FlashSinkhorn
-- gap: the time of `solve(x, y, gap=...)` to a certified gap of 1e-2 and 1e-4, POT's `ot.emd2` and `ot.sinkhorn2`
+- iteration: ours in the accuracies "ieee", "tf32x3" and "tf32" (float32), torch compiled, KeOps, FlashSinkhorn (without
+  and with TF32) and POT on the card, whose iterations are those of a call of 50 or 10
+- steps: an iteration of `Sinkhorn` with all that it does, ten replayed as a CUDA graph beside a look after each
+- gap: the time of `solve(x, y, gap=...)` to a certified gap of 1e-2 and 1e-4, and of POT's `ot.emd2`
 - gradient: of the entropic value at 10,000 points, ours and GeomLoss (KeOps)
 - million: 1,000,000 points in three dimensions, `Multiscale`
 - tiny: 65,536 matrices scaled to equal sums, 20 iterations, forward and backward, as a share of the copy's bandwidth
 
-Rivals are those that can be imported; a candidate that fails is kept with what it said. `--tune` times the
+Rivals are those that can be imported; a candidate that fails is kept with what it said. Where there is no network they
+come as wheels, made elsewhere with the same Python (torch, Triton and NumPy have to be there):
+
+    pip wheel --no-deps --wheel-dir build/wheels -r benchmarks/requirements-gpu.txt
+    pip install --no-deps --no-index --find-links build/wheels -r benchmarks/requirements-gpu.txt
+
+The clocks are read at the start and after two seconds of matrix products that still run. `--tune` times the
 configurations of each kernel first. `--dry` exercises everything on a CPU, in Triton's interpreter (set
 TRITON_INTERPRET=1), at sizes that say nothing about speed, and writes no file unless asked to.
 """
@@ -32,6 +40,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
@@ -49,7 +58,7 @@ from brenier.kernels import engine as kernels
 from brenier.kernels import triton_tuning
 from brenier.losses import doubly_stochastic
 
-PARTS = ("iteration", "gap", "gradient", "million", "tiny")
+PARTS = ("iteration", "steps", "gap", "gradient", "million", "tiny")
 ROWS = 64  # whose errors are taken
 
 
@@ -224,47 +233,91 @@ def iteration(bench: Bench, n: int, d: int, dtype: torch.dtype, found: dict[str,
             candidates["KeOps"] = _keops(x, y, f, g, epsilon)
     else:
         candidates["torch"] = _both(_dense_softmin, x, y, f, g, epsilon)
-    errors = {}
-    for key, call in candidates.items():
-        with contextlib.suppress(Exception):  # `race` says what it was
-            out = call()[0][:ROWS].double()
-            errors[key] = float((out - exact).abs().max() / exact.abs().mean())
     start = len(bench.rows)
     bench.race(candidates, part="iteration", n=n, d=d, dtype=name)
     for row in bench.rows[start:]:
-        row["error"] = errors.get(row["candidate"])
-        if row["seconds"]:
-            rate = 2 * n * n / row["seconds"]
-            products = "tf32" if "tf32" in row["candidate"] else name
-            work = d / found[f"multiply-adds {products}"] + 1 / found[f"exponentials {name}"]
-            row |= {"milliseconds": 1e3 * row["seconds"], "pairs_per_second": rate, "fraction_of_ceiling": rate * work}
+        if row["seconds"]:  # the first call, which compiles, was one of the race
+            out = candidates[row["candidate"]]()[0][:ROWS].double()
+            row["error"] = float((out - exact).abs().max() / exact.abs().mean())
+            _rate(row, found, 1)
 
 
-def flash(bench: Bench, n: int, d: int) -> None:
-    """FlashSinkhorn through its front door: a loss of a fixed number of iterations, each of two transforms."""
-    if not find_spec("flash_sinkhorn"):
-        return
-    import inspect
+def _rate(row: dict[str, Any], found: dict[str, float], turns: int) -> None:
+    """What a time of so many iterations comes to."""
+    seconds, name = row["seconds"] / turns, row["dtype"]
+    rate = 2 * row["n"] ** 2 / seconds
+    products = "tf32" if "tf32" in row["candidate"].lower() else name
+    work = row["d"] / found[f"multiply-adds {products}"] + 1 / found[f"exponentials {name}"]
+    row |= {"milliseconds": 1e3 * seconds, "pairs_per_second": rate, "fraction_of_ceiling": rate * work}
 
-    from flash_sinkhorn import SamplesLoss
 
+def whole_loops(bench: Bench, n: int, d: int, found: dict[str, float]) -> None:
+    """Rivals through their front doors: a fixed number of iterations, each of two transforms.
+
+    The error is that of the potential that was updated last, without its mean.
+    """
     x, y = (bench.cloud(n, d, torch.float32, k) for k in range(2))
-    known = inspect.signature(SamplesLoss).parameters
-    turns = 50
-    candidates = {}
-    for name, tf32 in (("FlashSinkhorn, IEEE", False), ("FlashSinkhorn, TF32", True)):
-        wanted = {
-            "loss": "sinkhorn", "blur": math.sqrt(0.1 * d), "debias": False, "use_epsilon_scaling": False,
-            "n_iters": turns, "eps": 0.1 * d, "allow_tf32": tf32, "early_stop": False, "potentials": True,
-        }  # fmt: skip
-        loss = SamplesLoss(**{k: v for k, v in wanted.items() if k in known})
-        candidates[name] = lambda loss=loss: loss(x, y)
+    epsilon = 0.1 * d
+    candidates: dict[str, tuple[int, Callable[[], Any]]] = {}
+    if find_spec("flash_sinkhorn") and not bench.dry:
+        from flash_sinkhorn import SamplesLoss
+
+        for name, tf32 in (("FlashSinkhorn, IEEE", False), ("FlashSinkhorn, TF32", True)):
+            loss = SamplesLoss(
+                loss="sinkhorn", blur=math.sqrt(epsilon), debias=False, potentials=True, backend="alternating",
+                use_epsilon_scaling=False, eps=epsilon, n_iters=50, allow_tf32=tf32, truncate_tf32=tf32,
+            )  # fmt: skip
+            candidates[name] = 50, lambda loss=loss: loss(x, y)
+    if find_spec("ot") and n <= 50_000:  # three matrices of n x n
+        import ot
+
+        a = torch.full((n,), 1 / n, device=bench.device)
+
+        def pot() -> Any:
+            log = ot.sinkhorn(
+                a, a, ot.dist(x, y), epsilon, method="sinkhorn_log", numItermax=10, stopThr=0, log=True, warn=False
+            )[1]
+            return epsilon * log["log_u"], epsilon * log["log_v"]
+
+        candidates["POT, sinkhorn_log"] = 10, pot
     start = len(bench.rows)
-    bench.race(candidates, part="iteration", n=n, d=d, dtype="float32")
+    bench.race({name: call for name, (_, call) in candidates.items()}, part="iteration", n=n, d=d, dtype="float32")
     for row in bench.rows[start:]:
         if row["seconds"]:
-            row["milliseconds"] = 1e3 * row["seconds"] / turns
-            row["pairs_per_second"] = 2 * n * n * turns / row["seconds"]
+            turns, call = candidates[row["candidate"]]
+            row["error"] = min(_missed(x, y, *pair, epsilon) for pair in (call(), call()[::-1]))
+            _rate(row, found, turns)
+
+
+def _missed(x: Tensor, y: Tensor, f: Tensor, g: Tensor, epsilon: float) -> float:
+    """How far f is from the transform of g in float64, where one is a constant beside the other, in its first rows."""
+    with kernels.use_engine("reference"):
+        exact = PointCloud(x[:ROWS].double(), y.double()).softmin(g.double().flatten(), epsilon)
+    off = f.double().flatten()[:ROWS] - exact
+    return float((off - off.mean()).abs().max() / exact.abs().mean())
+
+
+def steps(bench: Bench, n: int, d: int, found: dict[str, float]) -> None:
+    from brenier.solvers import Sinkhorn
+
+    x, y = (bench.cloud(n, d, torch.float32, k) for k in range(2))
+    turns = 20 if bench.dry else 500
+    solver = Sinkhorn(tol=1e-30, max_iter=turns)
+
+    def mine(**told: Any) -> Any:
+        with bench.ours(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", brenier.NotConvergedWarning)  # for capture that fails is told
+            return brenier.solve(x, y, epsilon=Relative(0.05), solver=solver, **told)
+
+    candidates = {
+        "Sinkhorn, ten at a time": mine,
+        "Sinkhorn, a look after each": lambda: mine(callback=lambda *_: None),
+    }
+    start = len(bench.rows)
+    bench.race(candidates, part="steps", n=n, d=d, dtype="float32")
+    for row in bench.rows[start:]:
+        if row["seconds"]:
+            _rate(row, found, turns)
 
 
 # Whole problems
@@ -288,7 +341,7 @@ def gap(bench: Bench, n: int, d: int) -> None:
             candidates["POT, emd2"] = lambda cost=cost, a=a: ot.emd2(a, a, cost)
         start = len(bench.rows)
         bench.race(candidates, part="gap", n=n, d=d, dtype="float32", wanted=wanted)
-        bench.rows[start]["proved"] = proved.get("gap")
+        bench.rows[start]["error"] = proved.get("gap")
 
 
 def gradient(bench: Bench, n: int, d: int) -> None:
@@ -357,21 +410,32 @@ def card() -> dict[str, Any]:
             told[package] = metadata.version(package)
     if torch.cuda.is_available():
         told["device"] = torch.cuda.get_device_name()
-        asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            ran = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"],
-                capture_output=True,
-                text=True,
-                timeout=20,
-            )
-            told |= dict(zip(asked.split(","), ran.stdout.strip().split(", ")))
+        told |= _smi("driver_version,clocks.max.sm,clocks.max.mem,power.limit,clocks.sm,clocks.mem")
+        busy = torch.ones(8192, 8192, device="cuda")
+        start = time.perf_counter()
+        while time.perf_counter() - start < 2:
+            busy @ busy
+            torch.cuda.synchronize()
+        for _ in range(200):  # which run while the clocks are read
+            busy @ busy
+        told |= {f"{name} at work": value for name, value in _smi("clocks.sm,clocks.mem,power.draw").items()}
+        torch.cuda.synchronize()
     return told
 
 
+def _smi(asked: str) -> dict[str, str]:
+    """What nvidia-smi says of the card that torch counts first."""
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "--id=0"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        return dict(zip(asked.split(","), said.strip().split(", ")))
+    return {"nvidia-smi": "not there"}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    heads = ("part", "n", "d", "dtype", "candidate", "milliseconds", "pairs/s", "error", "of ceiling", "compile s")
-    keys = ("part", "n", "d", "dtype", "candidate", "milliseconds", "pairs_per_second", "error",
+    heads = ("part", "n", "d", "dtype", "candidate", "milliseconds", "pairs/s", "wanted", "error or gap", "of ceiling",
+             "compile s")  # fmt: skip
+    keys = ("part", "n", "d", "dtype", "candidate", "milliseconds", "pairs_per_second", "wanted", "error",
             "fraction_of_ceiling", "compile_seconds")  # fmt: skip
     lines = [heads]
     for row in rows:
@@ -416,8 +480,11 @@ def main() -> None:
                 for n in args.sizes:
                     for d in args.dims:
                         iteration(bench, n, d, dtype, found)
-                        if dtype == torch.float32 and not bench.dry:
-                            flash(bench, n, d)
+                        if dtype == torch.float32:
+                            whole_loops(bench, n, d, found)
+        if "steps" in args.parts and torch.float32 in dtypes:
+            for n in [40] if bench.dry else [1_000, 10_000]:
+                steps(bench, n, 3, found)
         if "gap" in args.parts:
             gap(bench, 40 if bench.dry else 10_000, 3)
         if "gradient" in args.parts:
@@ -430,7 +497,8 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"dry": bench.dry, "tuned": args.tune, "machine": told, "ceilings": found, "rows": bench.rows}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        kept = json.loads(args.json.read_text()) if args.json.exists() else {}  # what `gpu_resources.py` has found
+        args.json.write_text(json.dumps(kept | {"times": report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What the Triton kernels need of a card, without one: registers, spills and shared memory, compiled for sm_90.
 
     python benchmarks/gpu_resources.py [--arch 90] [--kernels softmin apply ...] [--dtypes float32 float64] [--quick]
-                                       [--json build/gpu_resources.json]
+                                       [--accuracy ieee tf32x3 tf32] [--json results/gpu.json]
 
 Each kernel is compiled for the candidates of `triton_tuning`, for squared Euclidean costs of 3, 64 and 512 coordinates
 and Euclidean ones of 3 (kind "l2"), dense and with blocks. Registers and spills are what Triton's own ptxas says of the
-PTX. --quick takes the first candidate and dense rows alone.
+PTX. --quick takes the first candidate and dense rows alone. The file keeps what `benchmarks/gpu.py` has written to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from brenier.kernels import native, triton_pairs, triton_tiny, triton_tuning
+from brenier.kernels import native, triton_kernels, triton_pairs, triton_tiny, triton_tuning
 from brenier.kernels.build import accuracy
 
 POINTERS = {"x", "y", "f", "g", "h", "v", "left", "right", "term", "out", "mass", "price", "scores", "r", "c", "plan",
@@ -39,6 +38,7 @@ POINTERS = {"x", "y", "f", "g", "h", "v", "left", "right", "term", "out", "mass"
 REAL_POINTERS = {"limits", "values"}  # float32 where the tensors are bfloat16
 INDEX_POINTERS = {"index", "counts", "starts", "cols", "iterations", "schedule", "row_starts", "col_starts", "indptr",
                   "col_blocks"}  # fmt: skip
+OWED = "owed: no card was there to run benchmarks/gpu.py on"
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 
 
@@ -53,7 +53,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: torch.dtype) -> dic
             out[name] = "*i64"
         elif name in POINTERS and (tiny or name != "r"):
             out[name] = "*" + NAMES[dtype]
-        elif name in REAL_POINTERS or (name == "out" and kernel is triton_pairs.KERNELS["minima"]):
+        elif name in REAL_POINTERS or (name == "out" and kernel is triton_kernels.KERNELS["minima"]):
             out[name] = "*fp64" if dtype == torch.float64 else "*fp32"
         else:
             out[name] = "fp32" if name == "tol" else "i32"
@@ -66,9 +66,7 @@ def resources(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, arch: 
     types = signature(kernel, constants, dtype)
     attributes = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(types) if types[name].startswith("*")}
     source = ASTSource(kernel, types, constants, attributes)
-    start = time.perf_counter()
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
-    seconds = time.perf_counter() - start
     ptx = compiled.asm["ptx"]
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None
@@ -86,7 +84,7 @@ def resources(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, arch: 
             ("spill_loads", r"(\d+) bytes spill loads"),
         )
     }
-    return number | {"shared": compiled.metadata.shared, "seconds": seconds}
+    return number | {"shared": compiled.metadata.shared}
 
 
 def cases(quick: bool, names: list[str], dtypes: list[torch.dtype]) -> list[tuple[str, Any, dict[str, Any], Any]]:
@@ -119,17 +117,17 @@ def cases(quick: bool, names: list[str], dtypes: list[torch.dtype]) -> list[tupl
                             constants |= {"BD": 4, **triton_pairs._weights(None)}
                         label = f"{name} {kind} d={d} {config.rows}x{config.cols}x{constants['BK']}"
                         found.append(
-                            (label + (" blocks" if blocks else ""), triton_pairs.KERNELS[name], constants, dtype)
+                            (label + (" blocks" if blocks else ""), triton_kernels.KERNELS[name], constants, dtype)
                         )
                         if name == "apply":
                             wide = constants | {"ONE": False, "BV": 64}
-                            found.append((label + " 64 vectors", triton_pairs.KERNELS[name], wide, dtype))
+                            found.append((label + " 64 vectors", triton_kernels.KERNELS[name], wide, dtype))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [*triton_pairs.KERNELS, *triton_tiny.KERNELS]
+    every = [*triton_kernels.KERNELS, *triton_tiny.KERNELS]
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--kernels", nargs="+", default=every, choices=every)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "float64", "bfloat16"])
@@ -144,6 +142,9 @@ def main() -> None:
         for label, kernel, constants, dtype in cases(
             args.quick, args.kernels, [getattr(torch, n) for n in args.dtypes]
         ):
+            products = constants.get("KIND") == 0 and constants.get("D") == 0
+            if mode != "ieee" and not (products and dtype == torch.float32):
+                continue  # no other than in "ieee"
             row: dict[str, Any] = {"kernel": label, "dtype": str(dtype)[6:], "accuracy": mode}
             row["warps"] = constants.get("num_warps", 4)
             try:
@@ -155,9 +156,9 @@ def main() -> None:
             print(f"{label:40} {row['dtype']:8} {mode:6} {row['warps']} warps: {text}", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(
-            json.dumps({"triton": triton.__version__, "arch": args.arch, "rows": rows}, indent=1) + "\n"
-        )
+        report = {"times": OWED} | (json.loads(args.json.read_text()) if args.json.exists() else {})
+        quick = {"quick": args.quick, "triton": triton.__version__, "arch": f"sm_{args.arch}", "rows": rows}
+        args.json.write_text(json.dumps(report | {"resources": quick}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

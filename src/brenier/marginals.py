@@ -201,7 +201,7 @@ def _check_price(name: str, value: Any, cure: str = "") -> None:
 
 
 def _like(value: float | Tensor, f: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=f.dtype, device=f.device)
+    return value.to(f) if isinstance(value, Tensor) else f.new_full((), value)  # no copy from the host
 
 
 def _finite(f: Tensor, where: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._inputs import Kind, weights_tensor
 from ..errors import refuse
 from ..kernels import engine as kernels
+from ..kernels.device import waits
 from ..kernels.reference import Pairs
 from .memory import LIMIT, NARROW_ACCURACY, NARROW_LIMIT, GibbsMemory
 from .single import LEAST, SingleSums
@@ -113,6 +114,11 @@ class Geometry(ABC):
         return False
 
     @property
+    def replayable(self) -> bool:
+        """Whether soft transforms on a GPU look at no number and copy none there, so that they can be captured."""
+        return False
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.tensors[0].dtype
 
@@ -134,7 +140,7 @@ class Geometry(ABC):
         For a loop without gradients; what is kept goes with the object that this returns. O(1) memory, as a few million
         entries at most are kept; but beside a cost matrix a copy of half its size, rounded to float32, where that
         accuracy, relative to the masses, is enough. Clouds in float64 that are too large for that are copied to
-        float32.
+        float32. On a GPU no kernel is kept, as each transform would wait to learn whether it still serves.
         """
         return self
 
@@ -211,13 +217,18 @@ class PairGeometry(Geometry):
     def fused(self) -> bool:
         return bool(self.detach()._pairs()[0].kind)
 
+    @property
+    def replayable(self) -> bool:
+        return self.fused
+
     def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
         n, m = self.shape
         pairs = max(self.batch_shape.numel(), epsilon.numel()) * n * m
         narrow = pairs > LIMIT
-        if narrow and not (
+        wide = narrow and not (
             self._stored and self.dtype == torch.float64 and accuracy >= NARROW_ACCURACY and pairs <= NARROW_LIMIT
-        ):
+        )
+        if wide or waits(self.tensors[0]):
             return self.with_single(pairs)
         out = self.detach()
         out.memory = GibbsMemory(self.detach(), epsilon.detach(), narrow)

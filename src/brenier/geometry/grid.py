@@ -111,6 +111,10 @@ class Grid(Geometry):
     def fused(self) -> bool:
         return self.p in (1.0, 2.0)
 
+    @property
+    def replayable(self) -> bool:
+        return True
+
     def _axis_costs(self) -> list[Tensor]:
         return [(t[:, None] - t[None, :]).abs().pow(self.p) for t in self.axes]
 

@@ -13,6 +13,7 @@ from .._inputs import float_tensor, kind_of, same_place, weights_tensor
 from ..costs import Cost
 from ..errors import refuse
 from ..kernels import engine as kernels
+from ..kernels.build import chosen, triton_runs
 from ..kernels.reference import Blocks, Pairs
 from .base import Geometry, Lines, Support
 from .pointcloud import PointCloud, read_cloud
@@ -288,6 +289,11 @@ class Ragged(Geometry):
         if bool((out.detach() > 0).expand_as(side.real)[~side.real].any()):
             refuse(name, "no mass on padding", "some", "Give a list of weights, or zeros beyond each cloud's end.")
         return out
+
+    @property
+    def replayable(self) -> bool:
+        # the reference copies what tells the blocks apart
+        return self._cloud.fused and chosen() != "reference" and triton_runs(self.tensors[0])
 
     def remembering(self, epsilon: Tensor, accuracy: float = 0.0) -> Geometry:
         pairs = int((self._rows.starts.diff() * self._cols.starts.diff()).sum())

@@ -146,7 +146,7 @@ def _over_matrix(cost: Tensor, *others: Tensor) -> bool:
 
 
 def _epsilon(epsilon: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
+    return epsilon.to(like) if isinstance(epsilon, Tensor) else like.new_full((), epsilon)  # no copy from the host
 
 
 def _how(pairs: Pairs) -> tuple[str, Tensor | None, Tensor | None]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .._inputs import Kind, is_count, is_real
 from ..adjoint import Adjoint, Envelope
 from ..errors import NotConverged, NotConvergedWarning, refuse
+from ..kernels.device import Replayed
 from ..plan import Plan
 from ..problem import Problem
 from ..solution import Solution, Status
@@ -121,6 +122,14 @@ class Solver(ABC, Generic[State]):
     def terminate(self, problem: Problem, state: State) -> tuple[Status, ...] | None:
         """One status per batch item when all have ended, None to go on."""
 
+    def stride(self, problem: Problem, state: State) -> int:
+        """How many steps the driver may make before anyone looks at the state.
+
+        Where that is more than one, no step looks at a number on the device, and what a step keeps beside the state the
+        first one has made, so that steps can be captured.
+        """
+        return 1
+
     def done(self, problem: Problem, state: State) -> Tensor | None:
         """Which items of the batch need no more steps, (*batch,); None where only `terminate` can tell.
 
@@ -191,8 +200,7 @@ def run(
     with torch.no_grad(), _limited(timeout), _progress(solver, progress, forecast) as report:
         part = _Part(solver, fixed)
         while iteration < solver.max_iter:
-            part.step()
-            iteration += 1
+            iteration += part.advance(1 if callback is not None else solver.max_iter - iteration)
             report(iteration, part.state)
             if solver.terminate(part.problem, part.state) is not None:
                 statuses = solver.terminate(fixed, part.whole())
@@ -246,8 +254,10 @@ class _Part:
         self.state = solver.init(self.problem)
         self.index: Tensor | None = None  # of the items; None for all of them
         self.saved: Any = None  # the state of all items when the last were left out
+        self.replayed: dict[int, Replayed[Any]] = {}  # by the number of steps
 
-    def step(self) -> None:
+    def advance(self, most: int) -> int:
+        """Make as many steps as may follow one another, at most so many; how many that were."""
         done = self.solver.done(self.problem, self.state) if len(self.all.batch_shape) == 1 else None
         if done is not None and int(done.sum()) * 2 >= done.numel() > 1 and not bool(done.all()):
             self.saved = self.whole()
@@ -255,7 +265,23 @@ class _Part:
             self.index = left if self.index is None else self.index[left]
             self.problem = self.solver.prepared(self.all.select(self.index))
             self.state = _map(lambda t: t[left], self.state)
-        self.state = self.solver.step(self.problem, self.state)
+            self.replayed.clear()
+        count = min(most, self.solver.stride(self.problem, self.state))
+        if count == 1:
+            self.state = self.solver.step(self.problem, self.state)
+        else:
+            self.state = self.replayed.setdefault(count, Replayed(self._steps(count)))(self.state)
+        return count
+
+    def _steps(self, count: int) -> Callable[[Any], Any]:
+        solver, problem = self.solver, self.problem  # not itself, as a cycle would keep a graph and its memory
+
+        def steps(state: Any) -> Any:
+            for _ in range(count):
+                state = solver.step(problem, state)
+            return state
+
+        return steps
 
     def whole(self) -> Any:
         """The state of all items."""

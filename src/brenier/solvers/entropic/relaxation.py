@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..._inputs import is_count, is_real
 from ...errors import refuse
+from ...kernels.device import waits
 
 __all__ = ["Anderson", "AndersonState", "OverRelaxation", "Plain", "Relaxation", "RelaxationState", "size"]
 
@@ -21,7 +22,7 @@ class RelaxationState(NamedTuple):
     omega: Tensor
     ceiling: Tensor
     start_error: Tensor
-    steps: int
+    steps: int | Tensor  # () where a look at the errors would wait for a device
 
 
 class AndersonState(NamedTuple):
@@ -111,9 +112,12 @@ class OverRelaxation(Relaxation[RelaxationState]):
 
     def init(self, f: Tensor) -> RelaxationState:
         one = torch.ones_like(f[..., 0])
-        return RelaxationState(one, self.ceiling * one, torch.full_like(one, torch.inf), 0)
+        steps = one.new_zeros((), dtype=torch.int64) if waits(one) else 0
+        return RelaxationState(one, self.ceiling * one, torch.full_like(one, torch.inf), steps)
 
     def next(self, state: RelaxationState, error: Tensor) -> RelaxationState:
+        if isinstance(state.steps, Tensor):
+            return self._next_unseen(state, state.steps, error)
         if not bool(torch.isfinite(error).all()):  # epsilon still moves
             return state._replace(steps=0)
         steps = state.steps + 1
@@ -123,6 +127,22 @@ class OverRelaxation(Relaxation[RelaxationState]):
             return state._replace(start_error=error, steps=steps)
         if steps < 2 * self.window:
             return state._replace(steps=steps)
+        omega, ceiling = self._judged(state, error)
+        changed = bool((omega != state.omega).any())
+        return RelaxationState(omega, ceiling, error, 0 if changed else self.window)
+
+    def _next_unseen(self, state: RelaxationState, steps: Tensor, error: Tensor) -> RelaxationState:
+        """`next` without a look at a number: all is computed, and taken where it is due."""
+        steps = torch.where(torch.isfinite(error).all(), steps + 1, 0)
+        due = steps >= 2 * self.window
+        omega, ceiling = self._judged(state, error)
+        omega, ceiling = torch.where(due, omega, state.omega), torch.where(due, ceiling, state.ceiling)
+        start = torch.where(due | (steps == self.window), error, state.start_error)
+        changed = (omega != state.omega).any()
+        return RelaxationState(omega, ceiling, start, torch.where(due, torch.where(changed, 0, self.window), steps))
+
+    def _judged(self, state: RelaxationState, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor and its ceiling after a window that ends with this error."""
         omega = state.omega
         rate = (error / state.start_error).pow(1 / self.window).nan_to_num(nan=0.0)
         grew = error > 2 * state.start_error
@@ -134,9 +154,7 @@ class OverRelaxation(Relaxation[RelaxationState]):
         stalled = (error >= state.start_error) & (omega > 1)
         ceiling = torch.where(stalled, 1 + 0.9 * (omega - 1), state.ceiling)
         omega = torch.where(stalled, ceiling, torch.where(raised, best, omega))
-        omega = torch.where(grew, torch.ones_like(omega), omega)
-        changed = bool((omega != state.omega).any())
-        return RelaxationState(omega, ceiling, error, 0 if changed else self.window)
+        return torch.where(grew, torch.ones_like(omega), omega), ceiling
 
 
 _WINDOW = 50  # iterations in which mixing must pay
@@ -220,7 +238,7 @@ class Anderson(Relaxation[AndersonState]):
         self, state: AndersonState, old: Tensor, new: Tensor, weights: Tensor, error: Tensor
     ) -> tuple[Tensor, AndersonState]:
         ready = state.ready
-        if not bool(ready.any()):
+        if not waits(ready) and not bool(ready.any()):
             return new, state
         # the best so far, and whether this iterate or its window is too far from it
         better = ready & (error < state.best)
@@ -251,8 +269,8 @@ class Anderson(Relaxation[AndersonState]):
         noise = (torch.finfo(new.dtype).eps * size(new).double()).square()
         largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         ridge = torch.where(largest > 0, torch.maximum(_RIDGE * largest, noise), 1)[..., None, None]
-        ridged = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device)
-        gamma = torch.linalg.solve_ex(ridged, right.unsqueeze(-1)).result
+        ridged, right = gram + ridge * torch.eye(self.depth, dtype=gram.dtype, device=gram.device), right.unsqueeze(-1)
+        gamma = _eliminated(ridged, right) if waits(gram) else torch.linalg.solve_ex(ridged, right).result
         f = new - (gamma * d_images).sum(-2).to(new).nan_to_num_(0, 0, 0)
         f = torch.where((dropped | slow).unsqueeze(-1), refuge, f)
         after = state._replace(
@@ -274,3 +292,16 @@ def _dots(rows: Tensor, row: Tensor) -> Tensor:
     As sums, since the products of such thin matrices may wait for threads.
     """
     return (rows.double() * row.double().unsqueeze(-2)).sum(-1)
+
+
+def _eliminated(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution x (*batch, k, 1) of positive definite systems (*batch, k, k) by elimination, in nothing but sums.
+
+    What libraries do on a GPU for so small a system may wait, or refuse to be captured.
+    """
+    system = torch.cat([matrix, right], -1)
+    place = torch.arange(matrix.shape[-1], device=matrix.device).unsqueeze(-1)
+    for k in range(matrix.shape[-1]):
+        row = system[..., k : k + 1, :] / system[..., k : k + 1, k : k + 1]
+        system = torch.where(place == k, row, system - system[..., k : k + 1] * row)
+    return system[..., -1:]
