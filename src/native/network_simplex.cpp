@@ -11,11 +11,12 @@
 //   list, and so on until nothing does.
 // - On a cost matrix the first duals are those of a smaller problem on a sample of the rows and columns, solved in
 //   the same way, then smoothed as by Sinkhorn (1967) on the list, and the first tree is greedy for them. Without a
-//   matrix the caller brings duals and arcs.
+//   matrix the caller brings duals and arcs. Who solves for other costs of the same masses brings the last tree.
 
 #include "network_simplex.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -24,6 +25,7 @@
 
 #include "inline.hpp"
 #include "spanning_tree.hpp"
+#include "threads.hpp"
 
 namespace brenier {
 namespace {
@@ -43,6 +45,7 @@ constexpr Index block_rows = 256;     // rows of the list that are priced betwee
 constexpr Index poll_every = 16;      // pivots, or dense rows, between two polls
 constexpr Index sample_share = 4;     // lines of the problem per line of its sample
 constexpr Index sample_least = 512;   // lines below which no sample is taken
+constexpr std::int64_t work_per_thread = 1 << 14;  // costs whose problems cost as much as waking a thread
 
 // The potential p is f on rows and -g on columns, so the nodes of a subtree move by the same amount. The reduced cost
 // is always computed as (c_ij + p_j) - p_i, so that all who ask get the same number. Rows without mass are skipped,
@@ -347,6 +350,8 @@ class PivotList {
     };
     for (Index i : rows_) add(i);
     for (Index j : cols_) add(n_ + j);
+    basis.tree.resize(p_.size());
+    for (std::size_t u = 0; u < p_.size(); ++u) basis.tree[u] = tree_.parent(static_cast<Index>(u));
     basis.f.assign(n_, -infinity);
     basis.g.assign(m_, -infinity);
     for (Index i : rows_) basis.f[i] = p_[i];
@@ -375,7 +380,7 @@ class DenseSimplex : PivotList {
     const double per_row = static_cast<double>(lines_) / static_cast<double>(rows_.size());
     first_ = static_cast<Index>(std::min<double>(m_, std::ceil(first_width * per_row)));
     extra_ = static_cast<Index>(std::min<double>(m_, std::ceil(extra_width * per_row)));
-    classes_ = std::max(128, std::min(4 * first_, m_));
+    classes_ = std::min(m_, std::max(128, 4 * first_));
     minima_.resize(classes_);
     near_.resize(static_cast<std::size_t>(m_) + 1);
   }
@@ -413,6 +418,11 @@ class DenseSimplex : PivotList {
   // ------------------------------------------------------------------------------------------------------ start
 
   void start() {
+    if (problem_.tree && plant(problem_.tree)) {
+      refresh();
+      list({});
+      return;
+    }
     bool sampled = false;
     if (problem_.f || problem_.g) {
       start_duals(problem_.f, problem_.g);
@@ -453,6 +463,36 @@ class DenseSimplex : PivotList {
       if (greedy.col_alive(j)) tree_.set_root(n_ + j);
     refresh();
     list(arcs);
+  }
+
+  // Take a tree of the caller for the first, unless it is no feasible one of these masses, or has an empty arc that
+  // points away from its root.
+  bool plant(const Index* parent) {
+    const std::size_t lines = rows_.size() + cols_.size();
+    std::vector<Mass> flow(problem_.supply, problem_.supply + n_);  // between a line and its parent
+    flow.insert(flow.end(), problem_.demand, problem_.demand + m_);
+    std::vector<Index> children(flow.size(), 0), order;  // leaves first
+    const auto lives = [&](Index u, Index first, Index last) { return first <= u && u < last && flow[u] > 0; };
+    Index root = none;
+    for (Index u = 0; u < n_ + m_; ++u) {
+      const Index v = parent[u];
+      if (flow[u] == 0) continue;
+      if (v == none && root == none) root = u;
+      else if (u < n_ ? lives(v, n_, n_ + m_) : lives(v, 0, n_)) ++children[v];
+      else return false;
+    }
+    for (Index u = 0; u < n_ + m_; ++u)
+      if (flow[u] > 0 && children[u] == 0 && u != root) order.push_back(u);
+    for (std::size_t k = 0; k < order.size(); ++k) {
+      const Index u = order[k], v = parent[u];
+      if (flow[u] < (u < n_ ? 0 : 1)) return false;
+      flow[v] -= flow[u];
+      if (--children[v] == 0 && v != root) order.push_back(v);
+    }
+    if (root == none || order.size() + 1 != lines) return false;
+    for (Index u : order) tree_.hang(u, parent[u], flow[u]);
+    tree_.set_root(root);
+    return true;
   }
 
   // Nothing is cut short before there is a feasible plan, but a `stop` that throws is heard.
@@ -673,6 +713,25 @@ class DenseSimplex : PivotList {
   std::vector<Index> near_;          // columns of a row that are listed
 };
 
+// Give lines without mass, marked by -inf, their greatest feasible duals.
+void complete_duals(const TransportProblem& problem, TransportBasis& basis) {
+  const Index n = problem.n, m = problem.m;
+  std::vector<double> least(m, infinity);
+  const auto dead = [](double dual) { return dual == -infinity; };
+  const bool any = std::any_of(basis.g.begin(), basis.g.end(), dead);
+  for (Index i = 0; i < n; ++i) {
+    const double* cost = problem.cost + static_cast<std::size_t>(i) * m;
+    if (dead(basis.f[i])) {
+      double lowest = infinity;
+      for (Index j = 0; j < m; ++j) lowest = dead(basis.g[j]) ? lowest : std::min(lowest, cost[j] - basis.g[j]);
+      basis.f[i] = lowest;
+    }
+    if (any) lower_columns(cost, basis.f[i], m, least.data());
+  }
+  for (Index j = 0; j < m; ++j)
+    if (dead(basis.g[j])) basis.g[j] = least[j];
+}
+
 }  // namespace
 
 // The problem on the arcs that the caller brings. The tree's arcs are always on the list, which knows their cost.
@@ -777,6 +836,42 @@ std::vector<double> smoothed_duals(const TransportProblem& problem, const std::f
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop) {
   return DenseSimplex(problem, max_iter, stop).solve();
+}
+
+void network_simplex(const TransportBatch& batch, int threads, const std::function<bool()>& stop) {
+  const Index n = batch.n, m = batch.m;
+  const std::int64_t size = static_cast<std::int64_t>(n) * m, arcs = static_cast<std::int64_t>(n) + m - 1;
+  std::atomic<bool> stopped{false};
+  const std::function<bool()> heard = [&] { return stopped.load(std::memory_order_relaxed); };
+  const std::function<bool()> asked = [&] {
+    if (stop()) stopped = true;
+    return stopped.load(std::memory_order_relaxed);
+  };
+  threads = static_cast<int>(std::clamp<std::int64_t>(batch.count * size / work_per_thread, 1, std::max(threads, 1)));
+  spread(batch.count, threads, [&](int thread, std::int64_t k) {
+    const TransportProblem problem{batch.cost + k * size,  n,       m, batch.supply + k * n, batch.demand + k * m,
+                                   nullptr, batch.g ? batch.g + k * m : nullptr, batch.tree + k * (arcs + 1)};
+    TransportBasis basis;
+    if (std::any_of(problem.supply, problem.supply + n, [](Mass units) { return units > 0; })) {
+      basis = DenseSimplex(problem, std::numeric_limits<std::int64_t>::max(), thread == 0 ? asked : heard).solve();
+      std::copy(basis.tree.begin(), basis.tree.end(), batch.tree + k * (arcs + 1));
+    } else {
+      basis.f.assign(n, -infinity);
+      basis.g.assign(m, 0.0);
+      basis.optimal = true;
+    }
+    complete_duals(problem, basis);
+    const auto padded = [&](const auto& from, std::int64_t* to) {
+      std::fill(std::copy(from.begin(), from.end(), to + k * arcs), to + (k + 1) * arcs, 0);
+    };
+    padded(basis.rows, batch.rows);
+    padded(basis.cols, batch.cols);
+    padded(basis.flow, batch.flow);
+    std::copy(basis.f.begin(), basis.f.end(), batch.f_out + k * n);
+    std::copy(basis.g.begin(), basis.g.end(), batch.g_out + k * m);
+    batch.n_iter[k] = basis.n_iter;
+    batch.optimal[k] = basis.optimal;
+  });
 }
 
 }  // namespace brenier
