@@ -180,6 +180,12 @@ def _scaled(t: Tensor, weight: float | Tensor) -> Tensor:
     return t * along(weight, t) if isinstance(weight, Tensor) else t * weight
 
 
+def _sum(s: Tensor, t: Tensor, own: float | Tensor, weight: float | Tensor) -> Tensor:
+    """Own x s + weight x t."""
+    s = s if isinstance(own, int) and own == 1 else _scaled(s, own)
+    return s + _scaled(t, weight) if isinstance(weight, Tensor) else torch.add(s, t, alpha=weight)
+
+
 class Linear(NamedTuple):
     """A cost in the form of a problem: row_i + col_j - core_ij, or row_i + col_j - <phi_i, core psi_j>."""
 
@@ -193,7 +199,11 @@ class Linear(NamedTuple):
 
     def plus(self, other: Linear, weight: float | Tensor, own: float | Tensor = 1) -> Linear:
         """Own x this + weight x other."""
-        return Linear(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
+        return Linear(*(_sum(s, t, own, weight) for s, t in zip(self, other)))
+
+    def lerp(self, other: Linear, t: Tensor) -> Linear:
+        """(1 - t) this + t other, for a number for each item; exact at zero and at one."""
+        return Linear(*(torch.lerp(u, v, along(t, v)) for u, v in zip(self, other)))
 
 
 class Moments(NamedTuple):
@@ -209,7 +219,11 @@ class Moments(NamedTuple):
 
     def plus(self, other: Moments, weight: float | Tensor, own: float | Tensor = 1) -> Moments:
         """Own x these + weight x others."""
-        return Moments(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
+        return Moments(*(_sum(s, t, own, weight) for s, t in zip(self, other)))
+
+    def lerp(self, other: Moments, t: Tensor) -> Moments:
+        """(1 - t) these + t others, for a number for each item; exact at zero and at one."""
+        return Moments(*(torch.lerp(u, v, along(t, v)) for u, v in zip(self, other)))
 
 
 class Form:
@@ -395,8 +409,8 @@ def _both(live: Tensor) -> Tensor:
 
 def inner(cost: Linear, moments: Moments) -> Tensor:
     """The linear cost of a plan, <P, cost>, (*batch,)."""
-    lines = (cost.row * moments.p).sum(-1) + (cost.col * moments.q).sum(-1)
-    return lines - (cost.core * moments.body).sum((-2, -1))
+    dot = torch.linalg.vecdot
+    return dot(cost.row, moments.p) + dot(cost.col, moments.q) - dot(cost.core.flatten(-2), moments.body.flatten(-2))
 
 
 def dense(plan: Plan) -> Tensor:

@@ -68,8 +68,8 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
                           std::optional<Vector<double>> f, std::optional<Vector<double>> g, std::int64_t max_iter,
                           nb::object interrupt) {
   const brenier::TransportProblem problem{
-      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
-      supply.data(), demand.data(), f ? f->data() : nullptr, g ? g->data() : nullptr};
+      cost.data(), static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      static_cast<std::int64_t>(cost.shape(1)), supply.data(), demand.data(), f ? f->data() : nullptr, g ? g->data() : nullptr};
   Poll poll(std::move(interrupt));
   brenier::TransportBasis basis;
   {
@@ -109,8 +109,8 @@ nb::tuple network_simplices(nb::ndarray<const double, nb::ndim<3>, nb::c_contig,
 
 auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_t> demand, Vector<double> g) {
   const brenier::TransportProblem problem{
-      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
-      supply.data(), demand.data(), nullptr, g.data()};
+      cost.data(), static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      static_cast<std::int64_t>(cost.shape(1)), supply.data(), demand.data(), nullptr, g.data()};
   Poll poll{nb::none()};
   std::vector<double> smoothed;
   {

@@ -62,6 +62,15 @@ void class_minima(const double* cost, const double* p, Index m, double* minima, 
   }
 }
 
+// Least c_ij + p_j of a dense row.
+BRENIER_SIMD_CLONES
+double least_sum(const double* cost, const double* p, Index m) {
+  double least = infinity;
+#pragma omp simd reduction(min : least)
+  for (Index j = 0; j < m; ++j) least = std::min(least, cost[j] + p[j]);
+  return least;
+}
+
 // Least c_ij + p_j of the listed arcs of a row.
 BRENIER_SIMD_CLONES
 double list_minimum(const double* cost, const Index* cols, Index count, const double* p) {
@@ -409,7 +418,7 @@ class DenseSimplex : PivotList {
   }
 
  private:
-  const double* row_cost(Index i) const { return problem_.cost + static_cast<std::size_t>(i) * m_; }
+  const double* row_cost(Index i) const { return problem_.cost + i * problem_.stride; }
 
   void refresh() {
     refresh_potentials([this](Index i, Index j) { return row_cost(i)[j]; });
@@ -592,8 +601,8 @@ class DenseSimplex : PivotList {
     cost.reserve(rows.size() * cols.size());
     for (Index i : rows)
       for (Index j : cols) cost.push_back(row_cost(i)[j]);
-    const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), static_cast<Index>(cols.size()),
-                                   supply.data(), demand.data()};
+    const Index m = static_cast<Index>(cols.size());
+    const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), m, m, supply.data(), demand.data()};
     const TransportBasis basis = DenseSimplex(problem, max_iter_, stop_).solve();
     n_iter_ += basis.n_iter;
     std::vector<double> g(m_, -infinity);
@@ -619,10 +628,7 @@ class DenseSimplex : PivotList {
 
   // ---------------------------------------------------------------------------------------------------- pricing
 
-  double row_minimum(Index i) {
-    class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
-    return *std::min_element(minima_.begin(), minima_.end());
-  }
+  double row_minimum(Index i) { return least_sum(row_cost(i), p_cols(), m_); }
 
   // Append the arcs of row i with reduced cost up to `limit`, but only about `width` of the least; returns the
   // least of all. What `width` class minima reach, at least as many entries do, and few more.
@@ -631,6 +637,7 @@ class DenseSimplex : PivotList {
     if (p_[i] == infinity) p_[i] = minimum;
     const double least = minimum - p_[i];
     if (!(least <= limit)) return least;
+    class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
     limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
     // Rounding may put an entry on the other side of the sum: the reduced cost decides.
     const double bound = limit + p_[i] + rounding * (std::abs(limit) + std::abs(p_[i]));
@@ -712,25 +719,6 @@ class DenseSimplex : PivotList {
   std::vector<double> minima_;       // of a row, by classes of columns
   std::vector<Index> near_;          // columns of a row that are listed
 };
-
-// Give lines without mass, marked by -inf, their greatest feasible duals.
-void complete_duals(const TransportProblem& problem, TransportBasis& basis) {
-  const Index n = problem.n, m = problem.m;
-  std::vector<double> least(m, infinity);
-  const auto dead = [](double dual) { return dual == -infinity; };
-  const bool any = std::any_of(basis.g.begin(), basis.g.end(), dead);
-  for (Index i = 0; i < n; ++i) {
-    const double* cost = problem.cost + static_cast<std::size_t>(i) * m;
-    if (dead(basis.f[i])) {
-      double lowest = infinity;
-      for (Index j = 0; j < m; ++j) lowest = dead(basis.g[j]) ? lowest : std::min(lowest, cost[j] - basis.g[j]);
-      basis.f[i] = lowest;
-    }
-    if (any) lower_columns(cost, basis.f[i], m, least.data());
-  }
-  for (Index j = 0; j < m; ++j)
-    if (dead(basis.g[j])) basis.g[j] = least[j];
-}
 
 }  // namespace
 
@@ -845,32 +833,46 @@ void network_simplex(const TransportBatch& batch, int threads, const std::functi
   const std::function<bool()> heard = [&] { return stopped.load(std::memory_order_relaxed); };
   const std::function<bool()> asked = [&] {
     if (stop()) stopped = true;
-    return stopped.load(std::memory_order_relaxed);
+    return heard();
   };
   threads = static_cast<int>(std::clamp<std::int64_t>(batch.count * size / work_per_thread, 1, std::max(threads, 1)));
+  const auto extent = [](const Mass* units, Index lines) {  // up to the last line with mass
+    while (lines > 0 && units[lines - 1] == 0) --lines;
+    return lines;
+  };
   spread(batch.count, threads, [&](int thread, std::int64_t k) {
-    const TransportProblem problem{batch.cost + k * size,  n,       m, batch.supply + k * n, batch.demand + k * m,
-                                   nullptr, batch.g ? batch.g + k * m : nullptr, batch.tree + k * (arcs + 1)};
+    const double* cost = batch.cost + k * size;
+    const Mass *supply = batch.supply + k * n, *demand = batch.demand + k * m;
+    Index* tree = batch.tree + k * (arcs + 1);
+    const TransportProblem problem{cost, extent(supply, n), extent(demand, m), m, supply, demand, nullptr,
+                                   batch.g ? batch.g + k * m : nullptr, tree};
     TransportBasis basis;
-    if (std::any_of(problem.supply, problem.supply + n, [](Mass units) { return units > 0; })) {
+    basis.optimal = true;
+    if (problem.n > 0 && problem.m > 0)
       basis = DenseSimplex(problem, std::numeric_limits<std::int64_t>::max(), thread == 0 ? asked : heard).solve();
-      std::copy(basis.tree.begin(), basis.tree.end(), batch.tree + k * (arcs + 1));
-    } else {
-      basis.f.assign(n, -infinity);
-      basis.g.assign(m, 0.0);
-      basis.optimal = true;
-    }
-    complete_duals(problem, basis);
     const auto padded = [&](const auto& from, std::int64_t* to) {
       std::fill(std::copy(from.begin(), from.end(), to + k * arcs), to + (k + 1) * arcs, 0);
     };
     padded(basis.rows, batch.rows);
     padded(basis.cols, batch.cols);
     padded(basis.flow, batch.flow);
-    std::copy(basis.f.begin(), basis.f.end(), batch.f_out + k * n);
-    std::copy(basis.g.begin(), basis.g.end(), batch.g_out + k * m);
+    std::copy(basis.tree.begin(), basis.tree.end(), tree);
     batch.n_iter[k] = basis.n_iter;
     batch.optimal[k] = basis.optimal;
+
+    // Lines without mass get their greatest feasible duals; without any mass, g = 0.
+    double *f = batch.f_out + k * n, *g = batch.g_out + k * m;
+    std::vector<double> p(m, problem.n > 0 ? infinity : 0.0), least(m, infinity);
+    for (std::size_t j = 0; j < basis.g.size(); ++j) p[j] = -basis.g[j];
+    bool dead = false;
+    for (Index j = 0; j < m; ++j) g[j] = -p[j], dead = dead || p[j] == infinity;
+    for (Index i = 0; i < n; ++i) {
+      const double* row = cost + static_cast<std::size_t>(i) * m;
+      f[i] = i < problem.n && supply[i] > 0 ? basis.f[i] : least_sum(row, p.data(), m);
+      if (dead) lower_columns(row, f[i], m, least.data());
+    }
+    for (Index j = 0; j < m; ++j)
+      if (p[j] == infinity) g[j] = least[j];
   });
 }
 

@@ -14,6 +14,7 @@ namespace brenier {
 struct TransportProblem {
   const double* cost;          // (n, m), row-major; read in place
   std::int32_t n, m;
+  std::int64_t stride;         // from one row to the next
   const std::int64_t* supply;  // (n,) units of mass; a row without any takes no part
   const std::int64_t* demand;  // (m,) likewise, of the same total
   const double* f = nullptr;   // (n,) duals to start from
@@ -44,7 +45,8 @@ struct TransportBatch {
   const std::int64_t* demand;  // (count, m)
   const double* g;             // (count, m) duals to start from where there is no tree; or none
 
-  std::int32_t* tree;          // (count, n + m) trees to start from, then those found; -1 throughout for none
+  std::int32_t* tree;          // (count, n + m) trees to start from, then those found, between the lines up to
+                               // the last with mass; -1 throughout for none
   std::int64_t *rows, *cols, *flow;  // (count, n + m - 1) the arcs of the trees, then zeros
   double *f_out, *g_out;       // (count, n) and (count, m) feasible duals, also where there is no mass
   std::int64_t* n_iter;        // (count,)

@@ -33,7 +33,6 @@ class GradientState(NamedTuple):
     plan: Plan | None  # in factors only, where the moments do not tell the entries; None for a ⊗ b
     moments: Moments
     half: Linear
-    energy: Tensor  # (*batch,)
     f: Tensor
     g: Tensor
     tree: Tensor  # (*batch, n + m) of the last linear problem, as in `network_simplices`
@@ -102,9 +101,8 @@ class ConditionalGradient(Solver[GradientState]):
             moments = form.product(form.a * share.unsqueeze(-1), form.b)
             half = form.half(moments)
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
-        energy = form.energy(moments, half)
         tree = torch.cat([f, g], -1).to(torch.int32).fill_(-1)
-        return GradientState(plan, moments, half, energy, f, g, tree, torch.full_like(energy, torch.inf))
+        return GradientState(plan, moments, half, f, g, tree, f.new_full(f.shape[:-1], torch.inf))
 
     def step(self, problem: Problem, state: GradientState) -> GradientState:
         given = quadratic(problem)
@@ -115,32 +113,28 @@ class ConditionalGradient(Solver[GradientState]):
         moments = form.moments(vertex)
         gap = (inner(gradient, state.moments) - inner(gradient, moments)).clamp(min=0)
         error = gap / form.scale.clamp(min=torch.finfo(gap.dtype).tiny)
-        stay = state._replace(f=f, g=g, tree=state.tree if tree is None else tree, error=error)
-        met = self.done(problem, stay)
-        if not bool((ended | met).all()):
-            moved = self._moved(problem, stay, vertex, moments, gap)
-            stay = where(met, stay, moved)
-        return where(ended, state, stay)
+        seen = state._replace(f=f, g=g, tree=state.tree if tree is None else tree, error=error)
+        state = where(ended, state, seen)
+        done = self.done(problem, state)
+        return state if bool(done.all()) else self._moved(problem, state, vertex, moments, gap, done)
 
     def _moved(
-        self, problem: Problem, state: GradientState, vertex: SparsePlan, moments: Moments, gap: Tensor
+        self, problem: Problem, state: GradientState, vertex: SparsePlan, moments: Moments, gap: Tensor, done: Tensor
     ) -> GradientState:
-        """The state after a line search towards a vertex."""
+        """The state after a line search towards a vertex; the items that are done stay where they are."""
         form = quadratic(problem).form
         half = form.half_of(vertex, moments)
-        move, turn = moments.plus(state.moments, -1), half.plus(state.half, -1)
-        curvature = form.alpha * inner(turn, move)
+        turn = half.plus(state.half, -1)
+        curvature = form.alpha * (inner(turn, moments) - inner(turn, state.moments))
         # E(P + t D) = E(P) - gap t + curvature t^2
         t = torch.where(curvature > 0, (gap / (2 * curvature)).clamp(max=1), 1)
         if form.factored and not isinstance(state.plan, SparsePlan):
             t = torch.ones_like(t)  # the entries of a ⊗ b, or of another full plan, are too many to be kept
-        whole = t == 1
-        plan: Plan | None = vertex
-        if not bool(whole.all()):
-            plan = _between(problem, state.plan, vertex, float(t)) if form.factored else None
-            moments = where(whole, moments, state.moments.plus(move, t))
-            half = where(whole, half, state.half.plus(turn, t))
-        return state._replace(plan=plan, moments=moments, half=half, energy=form.energy(moments, half))
+        t = t.masked_fill(done, 0)
+        if bool((t == 1).all()):
+            return state._replace(plan=vertex, moments=moments, half=half)
+        plan = _between(problem, state.plan, vertex, float(t)) if form.factored else None
+        return state._replace(plan=plan, moments=state.moments.lerp(moments, t), half=state.half.lerp(half, t))
 
     def done(self, problem: Problem, state: GradientState) -> Tensor:
         return state.error <= self.tol
