@@ -409,8 +409,8 @@ def _both(live: Tensor) -> Tensor:
 
 def inner(cost: Linear, moments: Moments) -> Tensor:
     """The linear cost of a plan, <P, cost>, (*batch,)."""
-    dot = torch.linalg.vecdot
-    return dot(cost.row, moments.p) + dot(cost.col, moments.q) - dot(cost.core.flatten(-2), moments.body.flatten(-2))
+    lines = (cost.row * moments.p).sum(-1) + (cost.col * moments.q).sum(-1)
+    return lines - (cost.core * moments.body).sum((-2, -1))
 
 
 def dense(plan: Plan) -> Tensor:

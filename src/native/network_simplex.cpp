@@ -86,6 +86,15 @@ void lower_columns(const double* cost, double f, Index m, double* g) {
   for (Index j = 0; j < m; ++j) g[j] = std::min(g[j], cost[j] - f);
 }
 
+// How many columns of a dense row have c_ij + p_j up to `limit`.
+BRENIER_SIMD_CLONES
+Index count_sums_up_to(const double* cost, const double* p, Index m, double limit) {
+  double count = 0;
+#pragma omp simd reduction(+ : count)
+  for (Index j = 0; j < m; ++j) count += cost[j] + p[j] <= limit ? 1.0 : 0.0;
+  return static_cast<Index>(count);
+}
+
 // How many of the values are at most `limit`.
 BRENIER_SIMD_CLONES
 Index count_up_to(const double* values, Index size, double limit) {
@@ -637,8 +646,10 @@ class DenseSimplex : PivotList {
     if (p_[i] == infinity) p_[i] = minimum;
     const double least = minimum - p_[i];
     if (!(least <= limit)) return least;
-    class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
-    limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
+    if (!(limit < infinity) || count_sums_up_to(row_cost(i), p_cols(), m_, limit + p_[i]) > width) {
+      class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
+      limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
+    }
     // Rounding may put an entry on the other side of the sum: the reduced cost decides.
     const double bound = limit + p_[i] + rounding * (std::abs(limit) + std::abs(p_[i]));
     const Index found = columns_up_to(row_cost(i), p_cols(), m_, bound, near_.data());
@@ -845,7 +856,7 @@ void network_simplex(const TransportBatch& batch, int threads, const std::functi
     const Mass *supply = batch.supply + k * n, *demand = batch.demand + k * m;
     Index* tree = batch.tree + k * (arcs + 1);
     const TransportProblem problem{cost, extent(supply, n), extent(demand, m), m, supply, demand, nullptr,
-                                   batch.g ? batch.g + k * m : nullptr, tree};
+                                   nullptr, tree};
     TransportBasis basis;
     basis.optimal = true;
     if (problem.n > 0 && problem.m > 0)
@@ -864,14 +875,14 @@ void network_simplex(const TransportBatch& batch, int threads, const std::functi
     double *f = batch.f_out + k * n, *g = batch.g_out + k * m;
     std::vector<double> p(m, problem.n > 0 ? infinity : 0.0), least(m, infinity);
     for (std::size_t j = 0; j < basis.g.size(); ++j) p[j] = -basis.g[j];
-    bool dead = false;
-    for (Index j = 0; j < m; ++j) g[j] = -p[j], dead = dead || p[j] == infinity;
+    const Index dead = static_cast<Index>(std::find(p.begin(), p.end(), infinity) - p.begin());  // the first
+    for (Index j = 0; j < m; ++j) g[j] = -p[j];
     for (Index i = 0; i < n; ++i) {
       const double* row = cost + static_cast<std::size_t>(i) * m;
       f[i] = i < problem.n && supply[i] > 0 ? basis.f[i] : least_sum(row, p.data(), m);
-      if (dead) lower_columns(row, f[i], m, least.data());
+      if (dead < m) lower_columns(row + dead, f[i], m - dead, least.data() + dead);
     }
-    for (Index j = 0; j < m; ++j)
+    for (Index j = dead; j < m; ++j)
       if (p[j] == infinity) g[j] = least[j];
   });
 }

@@ -43,7 +43,6 @@ struct TransportBatch {
   const double* cost;          // (count, n, m)
   const std::int64_t* supply;  // (count, n)
   const std::int64_t* demand;  // (count, m)
-  const double* g;             // (count, m) duals to start from where there is no tree; or none
 
   std::int32_t* tree;          // (count, n + m) trees to start from, then those found, between the lines up to
                                // the last with mass; -1 throughout for none

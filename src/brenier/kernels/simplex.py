@@ -117,9 +117,9 @@ def network_simplices(
         cost: Finite costs of either sign, C-contiguous; never copied.
         a: Masses of the rows, nonnegative.
         b: Masses of the columns, nonnegative, of the same sums but for rounding.
-        g: Duals to start from where there is no tree.
-        tree: Of the last solve for the same masses; -1 throughout for none. After a small change of the costs it
-            saves most pivots, and all that it takes to grow a tree. The reference engine starts from `g`.
+        g: Duals to start from, of the reference engine.
+        tree: That of the last solve for the same masses, to start the native engine from; -1 throughout for none.
+            After a small change of the costs it saves most pivots, and all that it takes to grow a tree.
         interrupt: As for `network_simplex`, polled by the calling thread.
         engine: ``"native"``, ``"reference"``, or ``"auto"``: native where it was built.
 
@@ -143,9 +143,9 @@ def network_simplices(
         return _looped(cost, a, b, g, tree, interrupt)
     supply, demand, unit = integer_masses(a, b)
     *entries, f, g, tree, n_iter, optimal = native.network_simplices(
-        cost, supply, demand, g, tree, torch.get_num_threads(), interrupt
+        cost, supply, demand, tree, torch.get_num_threads(), interrupt
     )
-    rows, cols, flow = (t.reshape(count, -1) for t in entries)
+    rows, cols, flow = (t.reshape(count, n + m - 1) for t in entries)
     # the lines of all problems, one after the other
     lines = np.arange(count)[:, None]
     masses = true_masses(
@@ -165,25 +165,17 @@ def _looped(
 ) -> SimplexResults:
     """The reference for many problems: one after the other."""
     count, n, m = cost.shape
-    found = [
-        network_simplex(cost[k], a[k], b[k], g=None if g is None else g[k], interrupt=interrupt, engine="reference")
-        for k in range(count)
-    ]
     rows, cols = np.zeros((2, count, n + m - 1), np.int64)
-    mass = np.zeros((count, n + m - 1))
-    for k, each in enumerate(found):
-        size = len(each.mass)
-        rows[k, :size], cols[k, :size], mass[k, :size] = each.rows, each.cols, each.mass
-    return SimplexResults(
-        rows,
-        cols,
-        mass,
-        np.stack([each.f for each in found]),
-        np.stack([each.g for each in found]),
-        np.full((count, n + m), -1, np.int32) if tree is None else tree,
-        np.array([each.n_iter for each in found]),
-        np.array([each.optimal for each in found]),
-    )
+    mass, f, g_new = np.zeros((count, n + m - 1)), np.zeros((count, n)), np.zeros((count, m))
+    n_iter, optimal = np.zeros(count, np.int64), np.zeros(count, bool)
+    for k in range(count):
+        start = None if g is None else g[k]
+        found = network_simplex(cost[k], a[k], b[k], g=start, interrupt=interrupt, engine="reference")
+        size = len(found.mass)
+        rows[k, :size], cols[k, :size], mass[k, :size] = found.rows, found.cols, found.mass
+        f[k], g_new[k], n_iter[k], optimal[k] = found.f, found.g, found.n_iter, found.optimal
+    tree = np.full((count, n + m), -1, np.int32) if tree is None else tree
+    return SimplexResults(rows, cols, mass, f, g_new, tree, n_iter, optimal)
 
 
 def _native_serves(engine: str) -> bool:
@@ -214,7 +206,7 @@ def integer_masses(
     supply, demand = a_live * units(a, b_count // common), b_live * units(b, a_count // common)
     # The heaviest line of the lighter side absorbs the rest.
     rest = supply.sum(-1, keepdims=True) - demand.sum(-1, keepdims=True)
-    for side, lack in ((supply, -rest), (demand, rest)):
+    for side, lack in ((supply, -rest), (demand, rest)) if rest.any() else ():
         heaviest = side.argmax(-1)[..., None]
         lacking = np.take_along_axis(side, heaviest, -1) + np.maximum(lack, 0)
         np.put_along_axis(side, heaviest, lacking, -1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import Geometry
+from ...geometry import CostMatrix, Geometry
+from ...kernels.build import warn_without_native
 from ...kernels.simplex import network_simplices
 from ...marginals import Exact, Free, Partial
 from ...plan import Plan, SparsePlan
@@ -45,7 +46,7 @@ class Vertex(NamedTuple):
     plan: SparsePlan
     f: Tensor  # (*batch, n)
     g: Tensor  # (*batch, m)
-    tree: Tensor | None = None  # (*batch, n + m), where the simplices of a batch have left one
+    tree: Tensor | None = None  # (*batch, n + m), where a simplex has left one
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class ConditionalGradient(Solver[GradientState]):
 
         V = argmin <grad E(P), V>,    P <- P + t (V - P),    t = argmin E(P + t (V - P)) in [0, 1],
 
-    for problems without epsilon. The linear problems are exact: `Assignment` for permutations, `NetworkSimplex` for
-    other masses and for `Partial(mass)` on both sides, warm-started by the potentials of the one before, and a minimum
+    for problems without epsilon. The linear problems are exact: `Assignment` for permutations, the network simplex for
+    other masses and for `Partial(mass)` on both sides, from the tree or the potentials of the one before, and a minimum
     in each row for (Exact(), Free()). The gap <grad E(P), P - V> bounds the first-order gain, and is zero at stationary
     points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1, the plans
     are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures an
     iteration.
 
     A batch takes its steps together, each item with a line search of its own, until its gap is small; its linear
-    problems are one call where all are permutations or one side is free, and otherwise one simplex after the other.
+    problems are one call, but for `Partial(mass)`: one simplex after the other.
 
     Args:
         tol: gap to stop at, relative to the objective of a ⊗ b.
@@ -182,7 +183,7 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor, tree: Tens
         problem: with masses in float64; its own cost is not looked at.
         geometry: the linear cost.
         f, g: potentials to start from, (*batch, n) and (*batch, m).
-        tree: of the last vertex, for the same masses.
+        tree: that of the last vertex, for the same masses; of use for a matrix.
     """
     left, right = problem.marginals
     if isinstance(right, Free):
@@ -196,16 +197,17 @@ def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor, tree: Tens
     solver: Solver[Any] = NetworkSimplex(f=f, g=g)
     if problem.balanced and problem.a.shape[-1] <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
-    elif problem.balanced and problem.batch_shape:
-        return _together(linear, g, tree)
+    elif problem.balanced and isinstance(geometry, CostMatrix) and (problem.batch_shape or tree is not None):
+        return _replanted(linear, g, tree)
     solution = run(linear, solver, warn=False)
     vertex = solution.plan
     assert isinstance(vertex, SparsePlan)
     return Vertex(vertex, solution.f, solution.g)
 
 
-def _together(linear: Problem, g: Tensor, tree: Tensor | None) -> Vertex:
-    """The vertices of the small problems of a batch, by a simplex each."""
+def _replanted(linear: Problem, g: Tensor, tree: Tensor | None) -> Vertex:
+    """The vertices of all problems of a batch by one call, which goes on from their last trees."""
+    warn_without_native()
     batch, (n, m), geometry = linear.batch_shape, linear.shape, linear.geometry
     cost = geometry.tile().expand(*batch, n, m).reshape(-1, n, m).contiguous().cpu().numpy()
     a, b, start = (t.reshape(-1, t.shape[-1]).contiguous().cpu().numpy() for t in (linear.a, linear.b, g))
