@@ -300,9 +300,12 @@ class Form:
         return self.phi is not None
 
     def independent(self) -> tuple[Moments, Linear]:
-        """The moments of a ⊗ b, scaled to the mass of a, and half of it."""
-        moments = self.product(self.a, self.b)
-        return moments, self.half(moments)
+        """The moments of a ⊗ b, scaled to the mass of a, and half of it, of which a factor is known on either side."""
+        moments, (u, v) = self.product(self.a, self.b), self._ends(self.a, self.b)
+        core = _outer(_applied(self.A, u), _applied(self.B, v))
+        if not self.symmetric:
+            core = (core + _outer(_applied(self.A.mT, u), _applied(self.B.mT, v))) / 2
+        return moments, Linear(*self._lines(moments), core)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -324,10 +327,12 @@ class Form:
     def product(self, p: Tensor, q: Tensor) -> Moments:
         """Those of the plan p q^T / sum(q), of the mass of p."""
         share = q / q.sum(-1, keepdim=True)
-        both = share * p.sum(-1, keepdim=True)
-        if self.phi is None or self.psi is None:
-            return Moments(p, both, p.unsqueeze(-1) * share.unsqueeze(-2))
-        return Moments(p, both, torch.outer(self.phi.mT @ p, self.psi.mT @ share))
+        return Moments(p, share * p.sum(-1, keepdim=True), _outer(*self._ends(p, q)))
+
+    def _ends(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the body of a plan p q^T / sum(q)."""
+        share = q / q.sum(-1, keepdim=True)
+        return (p, share) if self.phi is None or self.psi is None else (self.phi.mT @ p, self.psi.mT @ share)
 
     # -- costs --------------------------------------------------------------------------------------------------
 
@@ -336,20 +341,23 @@ class Form:
 
         With `exact`, by the marginals of P itself also where those of the problem are exact.
         """
-        p, q, body = moments
-        row = self._row_a if self._row_a is not None and not exact else self._rows(p)
-        col = self._col_b if self._col_b is not None and not exact else self._cols(q)
-        return Linear(row, col, self._core(body))
+        return Linear(*self._lines(moments, exact), self._core(moments.body))
+
+    def _lines(self, moments: Moments, exact: bool = False) -> tuple[Tensor, Tensor]:
+        row = self._row_a if self._row_a is not None and not exact else self._rows(moments.p)
+        col = self._col_b if self._col_b is not None and not exact else self._cols(moments.q)
+        return row, col
 
     def half_of(self, plan: SparsePlan, moments: Moments) -> Linear:
-        """The same for a sparse plan without factors, by one matrix product; for a batch, by two."""
-        if self.factored or not self.symmetric or plan.batch_shape:
+        """The same for a sparse plan without factors, by one matrix product and one that knows the few entries."""
+        if self.factored or not self.symmetric:
             return self.half(moments)
-        right = self.B.new_zeros(plan.shape[0], plan.shape[1])
-        right.index_add_(0, plan.rows, self.B[plan.cols] * plan.mass.to(self.B).unsqueeze(1))
-        row = self._rows(moments.p) if self._row_a is None else self._row_a
-        col = self._cols(moments.q) if self._col_b is None else self._col_b
-        return Linear(row, col, self.A @ right)
+        (n, m), count = plan.shape, plan.batch_shape.numel()
+        item = torch.arange(count, device=plan.rows.device).reshape(*plan.batch_shape, 1)
+        index = torch.stack([(plan.rows + n * item).flatten(), (plan.cols + m * item).flatten()])
+        entries = torch.sparse_coo_tensor(index, plan.mass.flatten().to(self.B), (count * n, count * m))
+        right = (entries @ self.B.expand(*plan.batch_shape, m, m).reshape(-1, m)).reshape(*plan.batch_shape, n, m)
+        return Linear(*self._lines(moments), self.A @ right)
 
     def _core(self, body: Tensor) -> Tensor:
         core = self.A @ body @ self.B.mT
@@ -368,8 +376,7 @@ class Form:
         return self._times(self._D.square() if self.square else self._D, q)
 
     def _times(self, matrix: Tensor, p: Tensor) -> Tensor:
-        p = p.unsqueeze(-1)
-        return (matrix @ p if self.symmetric else (matrix @ p + matrix.mT @ p) / 2).squeeze(-1)
+        return _applied(matrix, p) if self.symmetric else (_applied(matrix, p) + _applied(matrix.mT, p)) / 2
 
     def gradient(self, half: Linear) -> Linear:
         """(1 - alpha) M + 2 alpha half(P), the gradient of the objective without entropy and penalties."""
@@ -385,7 +392,7 @@ class Form:
     def geometry(self, cost: Linear) -> Geometry:
         """A linear cost as a geometry."""
         if self.phi is None or self.psi is None:
-            return CostMatrix(cost.row.unsqueeze(-1) + cost.col.unsqueeze(-2) - cost.core)
+            return CostMatrix((cost.row.unsqueeze(-1) + cost.col.unsqueeze(-2)).sub_(cost.core))
         return Factored(cost.row, cost.col, (self.phi @ cost.core).detach(), self.psi.detach())
 
 
@@ -405,6 +412,14 @@ def matrices(problem: Quadratic) -> tuple[Tensor, Tensor]:
 def _both(live: Tensor) -> Tensor:
     """The pairs of points that can both have mass."""
     return live.unsqueeze(-1) & live.unsqueeze(-2)
+
+
+def _applied(matrix: Tensor, p: Tensor) -> Tensor:
+    return (matrix @ p.unsqueeze(-1)).squeeze(-1)
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    return u.unsqueeze(-1) * v.unsqueeze(-2)
 
 
 def inner(cost: Linear, moments: Moments) -> Tensor:
