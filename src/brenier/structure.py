@@ -355,7 +355,8 @@ class Form:
         (n, m), count = plan.shape, plan.batch_shape.numel()
         item = torch.arange(count, device=plan.rows.device).reshape(*plan.batch_shape, 1)
         index = torch.stack([(plan.rows + n * item).flatten(), (plan.cols + m * item).flatten()])
-        entries = torch.sparse_coo_tensor(index, plan.mass.flatten().to(self.B), (count * n, count * m))
+        mass, size = plan.mass.flatten().to(self.B), (count * n, count * m)
+        entries = torch.sparse_coo_tensor(index, mass, size, check_invariants=False)
         right = (entries @ self.B.expand(*plan.batch_shape, m, m).reshape(-1, m)).reshape(*plan.batch_shape, n, m)
         return Linear(*self._lines(moments), self.A @ right)
 
