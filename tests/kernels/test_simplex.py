@@ -387,7 +387,7 @@ def test_the_cost_is_left_alone(engine):
 
 
 def ragged(seed, count, largest, kind):
-    """Padded costs and masses of problems of 1 to `largest` points a side; some points have no mass, nor has a problem."""
+    """Padded costs and masses of problems of 1 to `largest` points a side; some points and a problem have no mass."""
     rng = np.random.default_rng(seed)
     cost = rng.normal(size=(count, largest, largest)) if kind == "random" else np.zeros((count, largest, largest))
     a, b = np.zeros((2, count, largest))
