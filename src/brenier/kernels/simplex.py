@@ -218,7 +218,7 @@ def _told(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
     """The sum of weights, which are positive, how many, at least one, and whether these are equal; (*batch, 1) each."""
     live = weights > 0
-    total, heaviest = weights.sum(-1, keepdims=True), weights.max(-1, keepdims=True)
+    total, heaviest = weights.sum(-1, keepdims=True), weights.max(-1, keepdims=True, initial=0)
     equal = (live <= (weights == heaviest)).all(-1, keepdims=True)
     return total, live, np.maximum(live.sum(-1, keepdims=True), 1), equal
 
