@@ -180,6 +180,12 @@ def _scaled(t: Tensor, weight: float | Tensor) -> Tensor:
     return t * along(weight, t) if isinstance(weight, Tensor) else t * weight
 
 
+def _sum(s: Tensor, t: Tensor, own: float | Tensor, weight: float | Tensor) -> Tensor:
+    """Own x s + weight x t."""
+    s = s if isinstance(own, int) and own == 1 else _scaled(s, own)
+    return s + _scaled(t, weight) if isinstance(weight, Tensor) else torch.add(s, t, alpha=weight)
+
+
 class Linear(NamedTuple):
     """A cost in the form of a problem: row_i + col_j - core_ij, or row_i + col_j - <phi_i, core psi_j>."""
 
@@ -193,7 +199,11 @@ class Linear(NamedTuple):
 
     def plus(self, other: Linear, weight: float | Tensor, own: float | Tensor = 1) -> Linear:
         """Own x this + weight x other."""
-        return Linear(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
+        return Linear(*(_sum(s, t, own, weight) for s, t in zip(self, other)))
+
+    def lerp(self, other: Linear, t: Tensor) -> Linear:
+        """(1 - t) this + t other, for a number for each item; exact at zero and at one."""
+        return Linear(*(torch.lerp(u, v, along(t, v)) for u, v in zip(self, other)))
 
 
 class Moments(NamedTuple):
@@ -209,7 +219,11 @@ class Moments(NamedTuple):
 
     def plus(self, other: Moments, weight: float | Tensor, own: float | Tensor = 1) -> Moments:
         """Own x these + weight x others."""
-        return Moments(*(_scaled(s, own) + _scaled(t, weight) for s, t in zip(self, other)))
+        return Moments(*(_sum(s, t, own, weight) for s, t in zip(self, other)))
+
+    def lerp(self, other: Moments, t: Tensor) -> Moments:
+        """(1 - t) these + t others, for a number for each item; exact at zero and at one."""
+        return Moments(*(torch.lerp(u, v, along(t, v)) for u, v in zip(self, other)))
 
 
 class Form:
@@ -286,9 +300,12 @@ class Form:
         return self.phi is not None
 
     def independent(self) -> tuple[Moments, Linear]:
-        """The moments of a ⊗ b, scaled to the mass of a, and half of it."""
-        moments = self.product(self.a, self.b)
-        return moments, self.half(moments)
+        """The moments of a ⊗ b, scaled to the mass of a, and half of it, of which a factor is known on either side."""
+        moments, (u, v) = self.product(self.a, self.b), self._ends(self.a, self.b)
+        core = _outer(_applied(self.A, u), _applied(self.B, v))
+        if not self.symmetric:
+            core = (core + _outer(_applied(self.A.mT, u), _applied(self.B.mT, v))) / 2
+        return moments, Linear(*self._lines(moments), core)
 
     @cached_property
     def scale(self) -> Tensor:
@@ -310,10 +327,12 @@ class Form:
     def product(self, p: Tensor, q: Tensor) -> Moments:
         """Those of the plan p q^T / sum(q), of the mass of p."""
         share = q / q.sum(-1, keepdim=True)
-        both = share * p.sum(-1, keepdim=True)
-        if self.phi is None or self.psi is None:
-            return Moments(p, both, p.unsqueeze(-1) * share.unsqueeze(-2))
-        return Moments(p, both, torch.outer(self.phi.mT @ p, self.psi.mT @ share))
+        return Moments(p, share * p.sum(-1, keepdim=True), _outer(*self._ends(p, q)))
+
+    def _ends(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the body of a plan p q^T / sum(q)."""
+        share = q / q.sum(-1, keepdim=True)
+        return (p, share) if self.phi is None or self.psi is None else (self.phi.mT @ p, self.psi.mT @ share)
 
     # -- costs --------------------------------------------------------------------------------------------------
 
@@ -322,20 +341,24 @@ class Form:
 
         With `exact`, by the marginals of P itself also where those of the problem are exact.
         """
-        p, q, body = moments
-        row = self._row_a if self._row_a is not None and not exact else self._rows(p)
-        col = self._col_b if self._col_b is not None and not exact else self._cols(q)
-        return Linear(row, col, self._core(body))
+        return Linear(*self._lines(moments, exact), self._core(moments.body))
+
+    def _lines(self, moments: Moments, exact: bool = False) -> tuple[Tensor, Tensor]:
+        row = self._row_a if self._row_a is not None and not exact else self._rows(moments.p)
+        col = self._col_b if self._col_b is not None and not exact else self._cols(moments.q)
+        return row, col
 
     def half_of(self, plan: SparsePlan, moments: Moments) -> Linear:
-        """The same for a sparse plan without factors, by one matrix product; for a batch, by two."""
-        if self.factored or not self.symmetric or plan.batch_shape:
+        """The same for a sparse plan without factors, by one matrix product and one that knows the few entries."""
+        if self.factored or not self.symmetric:
             return self.half(moments)
-        right = self.B.new_zeros(plan.shape[0], plan.shape[1])
-        right.index_add_(0, plan.rows, self.B[plan.cols] * plan.mass.to(self.B).unsqueeze(1))
-        row = self._rows(moments.p) if self._row_a is None else self._row_a
-        col = self._cols(moments.q) if self._col_b is None else self._col_b
-        return Linear(row, col, self.A @ right)
+        (n, m), count = plan.shape, plan.batch_shape.numel()
+        item = torch.arange(count, device=plan.rows.device).reshape(*plan.batch_shape, 1)
+        index = torch.stack([(plan.rows + n * item).flatten(), (plan.cols + m * item).flatten()])
+        mass, size = plan.mass.flatten().to(self.B), (count * n, count * m)
+        entries = torch.sparse_coo_tensor(index, mass, size, check_invariants=False)
+        right = (entries @ self.B.expand(*plan.batch_shape, m, m).reshape(-1, m)).reshape(*plan.batch_shape, n, m)
+        return Linear(*self._lines(moments), self.A @ right)
 
     def _core(self, body: Tensor) -> Tensor:
         core = self.A @ body @ self.B.mT
@@ -354,8 +377,7 @@ class Form:
         return self._times(self._D.square() if self.square else self._D, q)
 
     def _times(self, matrix: Tensor, p: Tensor) -> Tensor:
-        p = p.unsqueeze(-1)
-        return (matrix @ p if self.symmetric else (matrix @ p + matrix.mT @ p) / 2).squeeze(-1)
+        return _applied(matrix, p) if self.symmetric else (_applied(matrix, p) + _applied(matrix.mT, p)) / 2
 
     def gradient(self, half: Linear) -> Linear:
         """(1 - alpha) M + 2 alpha half(P), the gradient of the objective without entropy and penalties."""
@@ -371,7 +393,7 @@ class Form:
     def geometry(self, cost: Linear) -> Geometry:
         """A linear cost as a geometry."""
         if self.phi is None or self.psi is None:
-            return CostMatrix(cost.row.unsqueeze(-1) + cost.col.unsqueeze(-2) - cost.core)
+            return CostMatrix((cost.row.unsqueeze(-1) + cost.col.unsqueeze(-2)).sub_(cost.core))
         return Factored(cost.row, cost.col, (self.phi @ cost.core).detach(), self.psi.detach())
 
 
@@ -391,6 +413,14 @@ def matrices(problem: Quadratic) -> tuple[Tensor, Tensor]:
 def _both(live: Tensor) -> Tensor:
     """The pairs of points that can both have mass."""
     return live.unsqueeze(-1) & live.unsqueeze(-2)
+
+
+def _applied(matrix: Tensor, p: Tensor) -> Tensor:
+    return (matrix @ p.unsqueeze(-1)).squeeze(-1)
+
+
+def _outer(u: Tensor, v: Tensor) -> Tensor:
+    return u.unsqueeze(-1) * v.unsqueeze(-2)
 
 
 def inner(cost: Linear, moments: Moments) -> Tensor:

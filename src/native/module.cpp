@@ -68,8 +68,9 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
                           std::optional<Vector<double>> f, std::optional<Vector<double>> g, std::int64_t max_iter,
                           nb::object interrupt) {
   const brenier::TransportProblem problem{
-      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
-      supply.data(), demand.data(), f ? f->data() : nullptr, g ? g->data() : nullptr};
+      cost.data(), static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      static_cast<std::int64_t>(cost.shape(1)), supply.data(), demand.data(), f ? f->data() : nullptr,
+      g ? g->data() : nullptr};
   Poll poll(std::move(interrupt));
   brenier::TransportBasis basis;
   {
@@ -81,10 +82,36 @@ nb::tuple network_simplex(Matrix cost, Vector<std::int64_t> supply, Vector<std::
                         basis.n_iter, basis.optimal);
 }
 
+template <class T>
+using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+nb::tuple network_simplices(nb::ndarray<const double, nb::ndim<3>, nb::c_contig, nb::device::cpu> cost,
+                            Rows<std::int64_t> supply, Rows<std::int64_t> demand,
+                            std::optional<Rows<std::int32_t>> tree, int threads, nb::object interrupt) {
+  const std::size_t count = cost.shape(0), n = cost.shape(1), m = cost.shape(2), arcs = n + m - 1;
+  std::vector<std::int32_t> trees(count * (n + m), -1);
+  if (tree) std::copy_n(tree->data(), trees.size(), trees.begin());
+  std::vector<std::int64_t> rows(count * arcs), cols(count * arcs), flow(count * arcs), n_iter(count);
+  std::vector<double> f_out(count * n), g_out(count * m);
+  std::vector<std::uint8_t> optimal(count);
+  const brenier::TransportBatch batch{
+      static_cast<std::int64_t>(count), static_cast<std::int32_t>(n), static_cast<std::int32_t>(m), cost.data(),
+      supply.data(), demand.data(), trees.data(), rows.data(), cols.data(), flow.data(),
+      f_out.data(), g_out.data(), n_iter.data(), optimal.data()};
+  Poll poll(std::move(interrupt));
+  {
+    nb::gil_scoped_release nogil;
+    brenier::network_simplex(batch, threads, [&poll] { return poll(); });
+  }
+  return nb::make_tuple(to_numpy(std::move(rows)), to_numpy(std::move(cols)), to_numpy(std::move(flow)),
+                        to_numpy(std::move(f_out)), to_numpy(std::move(g_out)), to_numpy(std::move(trees)),
+                        to_numpy(std::move(n_iter)), to_numpy(std::move(optimal)));
+}
+
 auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_t> demand, Vector<double> g) {
   const brenier::TransportProblem problem{
-      cost.data(),   static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
-      supply.data(), demand.data(), nullptr, g.data()};
+      cost.data(), static_cast<std::int32_t>(cost.shape(0)), static_cast<std::int32_t>(cost.shape(1)),
+      static_cast<std::int64_t>(cost.shape(1)), supply.data(), demand.data(), nullptr, g.data()};
   Poll poll{nb::none()};
   std::vector<double> smoothed;
   {
@@ -238,6 +265,8 @@ NB_MODULE(_native, module) {
   module.doc() = "The compiled kernels: network simplex, flows on graphs, assignment, paths of partial transport, pairwise operations, Sinkhorn scaling of small matrices.";
   module.def("network_simplex", &network_simplex, "cost"_a.noconvert(), "supply"_a, "demand"_a, "f"_a.none(), "g"_a.none(),
              "max_iter"_a, "interrupt"_a.none());
+  module.def("network_simplices", &network_simplices, "cost"_a.noconvert(), "supply"_a, "demand"_a,
+             "tree"_a.none(), "threads"_a, "interrupt"_a.none());
   module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "squares"_a, "threads"_a,
              "out"_a.noconvert());
   module.def("partial_paths", &partial_paths, "x"_a.noconvert(), "y"_a.noconvert(), "p"_a, "pairs"_a, "price"_a,

@@ -11,11 +11,12 @@
 //   list, and so on until nothing does.
 // - On a cost matrix the first duals are those of a smaller problem on a sample of the rows and columns, solved in
 //   the same way, then smoothed as by Sinkhorn (1967) on the list, and the first tree is greedy for them. Without a
-//   matrix the caller brings duals and arcs.
+//   matrix the caller brings duals and arcs. Who solves for other costs of the same masses brings the last tree.
 
 #include "network_simplex.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -24,6 +25,7 @@
 
 #include "inline.hpp"
 #include "spanning_tree.hpp"
+#include "threads.hpp"
 
 namespace brenier {
 namespace {
@@ -43,6 +45,7 @@ constexpr Index block_rows = 256;     // rows of the list that are priced betwee
 constexpr Index poll_every = 16;      // pivots, or dense rows, between two polls
 constexpr Index sample_share = 4;     // lines of the problem per line of its sample
 constexpr Index sample_least = 512;   // lines below which no sample is taken
+constexpr std::int64_t work_per_thread = 1 << 14;  // costs whose problems cost as much as waking a thread
 
 // The potential p is f on rows and -g on columns, so the nodes of a subtree move by the same amount. The reduced cost
 // is always computed as (c_ij + p_j) - p_i, so that all who ask get the same number. Rows without mass are skipped,
@@ -59,6 +62,15 @@ void class_minima(const double* cost, const double* p, Index m, double* minima, 
   }
 }
 
+// Least c_ij + p_j of a dense row.
+BRENIER_SIMD_CLONES
+double least_sum(const double* cost, const double* p, Index m) {
+  double least = infinity;
+#pragma omp simd reduction(min : least)
+  for (Index j = 0; j < m; ++j) least = std::min(least, cost[j] + p[j]);
+  return least;
+}
+
 // Least c_ij + p_j of the listed arcs of a row.
 BRENIER_SIMD_CLONES
 double list_minimum(const double* cost, const Index* cols, Index count, const double* p) {
@@ -72,6 +84,15 @@ BRENIER_SIMD_CLONES
 void lower_columns(const double* cost, double f, Index m, double* g) {
 #pragma omp simd
   for (Index j = 0; j < m; ++j) g[j] = std::min(g[j], cost[j] - f);
+}
+
+// How many columns of a dense row have c_ij + p_j up to `limit`.
+BRENIER_SIMD_CLONES
+Index count_sums_up_to(const double* cost, const double* p, Index m, double limit) {
+  double count = 0;
+#pragma omp simd reduction(+ : count)
+  for (Index j = 0; j < m; ++j) count += cost[j] + p[j] <= limit ? 1.0 : 0.0;
+  return static_cast<Index>(count);
 }
 
 // How many of the values are at most `limit`.
@@ -347,6 +368,8 @@ class PivotList {
     };
     for (Index i : rows_) add(i);
     for (Index j : cols_) add(n_ + j);
+    basis.tree.resize(p_.size());
+    for (std::size_t u = 0; u < p_.size(); ++u) basis.tree[u] = tree_.parent(static_cast<Index>(u));
     basis.f.assign(n_, -infinity);
     basis.g.assign(m_, -infinity);
     for (Index i : rows_) basis.f[i] = p_[i];
@@ -375,7 +398,7 @@ class DenseSimplex : PivotList {
     const double per_row = static_cast<double>(lines_) / static_cast<double>(rows_.size());
     first_ = static_cast<Index>(std::min<double>(m_, std::ceil(first_width * per_row)));
     extra_ = static_cast<Index>(std::min<double>(m_, std::ceil(extra_width * per_row)));
-    classes_ = std::max(128, std::min(4 * first_, m_));
+    classes_ = std::min(m_, std::max(128, 4 * first_));
     minima_.resize(classes_);
     near_.resize(static_cast<std::size_t>(m_) + 1);
   }
@@ -404,7 +427,7 @@ class DenseSimplex : PivotList {
   }
 
  private:
-  const double* row_cost(Index i) const { return problem_.cost + static_cast<std::size_t>(i) * m_; }
+  const double* row_cost(Index i) const { return problem_.cost + i * problem_.stride; }
 
   void refresh() {
     refresh_potentials([this](Index i, Index j) { return row_cost(i)[j]; });
@@ -413,6 +436,11 @@ class DenseSimplex : PivotList {
   // ------------------------------------------------------------------------------------------------------ start
 
   void start() {
+    if (problem_.tree && plant(problem_.tree)) {
+      refresh();
+      list({});
+      return;
+    }
     bool sampled = false;
     if (problem_.f || problem_.g) {
       start_duals(problem_.f, problem_.g);
@@ -453,6 +481,36 @@ class DenseSimplex : PivotList {
       if (greedy.col_alive(j)) tree_.set_root(n_ + j);
     refresh();
     list(arcs);
+  }
+
+  // Take a tree of the caller for the first, unless it is no feasible one of these masses, or has an empty arc that
+  // points away from its root.
+  bool plant(const Index* parent) {
+    const std::size_t lines = rows_.size() + cols_.size();
+    std::vector<Mass> flow(problem_.supply, problem_.supply + n_);  // between a line and its parent
+    flow.insert(flow.end(), problem_.demand, problem_.demand + m_);
+    std::vector<Index> children(flow.size(), 0), order;  // leaves first
+    const auto lives = [&](Index u, Index first, Index last) { return first <= u && u < last && flow[u] > 0; };
+    Index root = none;
+    for (Index u = 0; u < n_ + m_; ++u) {
+      const Index v = parent[u];
+      if (flow[u] == 0) continue;
+      if (v == none && root == none) root = u;
+      else if (u < n_ ? lives(v, n_, n_ + m_) : lives(v, 0, n_)) ++children[v];
+      else return false;
+    }
+    for (Index u = 0; u < n_ + m_; ++u)
+      if (flow[u] > 0 && children[u] == 0 && u != root) order.push_back(u);
+    for (std::size_t k = 0; k < order.size(); ++k) {
+      const Index u = order[k], v = parent[u];
+      if (flow[u] < (u < n_ ? 0 : 1)) return false;
+      flow[v] -= flow[u];
+      if (--children[v] == 0 && v != root) order.push_back(v);
+    }
+    if (root == none || order.size() + 1 != lines) return false;
+    for (Index u : order) tree_.hang(u, parent[u], flow[u]);
+    tree_.set_root(root);
+    return true;
   }
 
   // Nothing is cut short before there is a feasible plan, but a `stop` that throws is heard.
@@ -552,8 +610,8 @@ class DenseSimplex : PivotList {
     cost.reserve(rows.size() * cols.size());
     for (Index i : rows)
       for (Index j : cols) cost.push_back(row_cost(i)[j]);
-    const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), static_cast<Index>(cols.size()),
-                                   supply.data(), demand.data()};
+    const Index m = static_cast<Index>(cols.size());
+    const TransportProblem problem{cost.data(), static_cast<Index>(rows.size()), m, m, supply.data(), demand.data()};
     const TransportBasis basis = DenseSimplex(problem, max_iter_, stop_).solve();
     n_iter_ += basis.n_iter;
     std::vector<double> g(m_, -infinity);
@@ -579,10 +637,7 @@ class DenseSimplex : PivotList {
 
   // ---------------------------------------------------------------------------------------------------- pricing
 
-  double row_minimum(Index i) {
-    class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
-    return *std::min_element(minima_.begin(), minima_.end());
-  }
+  double row_minimum(Index i) { return least_sum(row_cost(i), p_cols(), m_); }
 
   // Append the arcs of row i with reduced cost up to `limit`, but only about `width` of the least; returns the
   // least of all. What `width` class minima reach, at least as many entries do, and few more.
@@ -591,7 +646,10 @@ class DenseSimplex : PivotList {
     if (p_[i] == infinity) p_[i] = minimum;
     const double least = minimum - p_[i];
     if (!(least <= limit)) return least;
-    limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
+    if (!(limit < infinity) || count_sums_up_to(row_cost(i), p_cols(), m_, limit + p_[i]) > width) {
+      class_minima(row_cost(i), p_cols(), m_, minima_.data(), classes_);
+      limit = std::min({limit, reach_of(width) - p_[i], std::numeric_limits<double>::max()});
+    }
     // Rounding may put an entry on the other side of the sum: the reduced cost decides.
     const double bound = limit + p_[i] + rounding * (std::abs(limit) + std::abs(p_[i]));
     const Index found = columns_up_to(row_cost(i), p_cols(), m_, bound, near_.data());
@@ -777,6 +835,56 @@ std::vector<double> smoothed_duals(const TransportProblem& problem, const std::f
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop) {
   return DenseSimplex(problem, max_iter, stop).solve();
+}
+
+void network_simplex(const TransportBatch& batch, int threads, const std::function<bool()>& stop) {
+  const Index n = batch.n, m = batch.m;
+  const std::int64_t size = static_cast<std::int64_t>(n) * m, arcs = static_cast<std::int64_t>(n) + m - 1;
+  std::atomic<bool> stopped{false};
+  const std::function<bool()> heard = [&] { return stopped.load(std::memory_order_relaxed); };
+  const std::function<bool()> asked = [&] {
+    if (stop()) stopped = true;
+    return heard();
+  };
+  threads = static_cast<int>(std::clamp<std::int64_t>(batch.count * size / work_per_thread, 1, std::max(threads, 1)));
+  const auto extent = [](const Mass* units, Index lines) {  // up to the last line with mass
+    while (lines > 0 && units[lines - 1] == 0) --lines;
+    return lines;
+  };
+  spread(batch.count, threads, [&](int thread, std::int64_t k) {
+    const double* cost = batch.cost + k * size;
+    const Mass *supply = batch.supply + k * n, *demand = batch.demand + k * m;
+    Index* tree = batch.tree + k * (arcs + 1);
+    const TransportProblem problem{cost, extent(supply, n), extent(demand, m), m, supply, demand, nullptr,
+                                   nullptr, tree};
+    TransportBasis basis;
+    basis.optimal = true;
+    if (problem.n > 0 && problem.m > 0)
+      basis = DenseSimplex(problem, std::numeric_limits<std::int64_t>::max(), thread == 0 ? asked : heard).solve();
+    const auto padded = [&](const auto& from, std::int64_t* to) {
+      std::fill(std::copy(from.begin(), from.end(), to + k * arcs), to + (k + 1) * arcs, 0);
+    };
+    padded(basis.rows, batch.rows);
+    padded(basis.cols, batch.cols);
+    padded(basis.flow, batch.flow);
+    std::copy(basis.tree.begin(), basis.tree.end(), tree);
+    batch.n_iter[k] = basis.n_iter;
+    batch.optimal[k] = basis.optimal;
+
+    // Lines without mass get their greatest feasible duals; without any mass, g = 0.
+    double *f = batch.f_out + k * n, *g = batch.g_out + k * m;
+    std::vector<double> p(m, problem.n > 0 ? infinity : 0.0), least(m, infinity);
+    for (std::size_t j = 0; j < basis.g.size(); ++j) p[j] = -basis.g[j];
+    const Index dead = static_cast<Index>(std::find(p.begin(), p.end(), infinity) - p.begin());  // the first
+    for (Index j = 0; j < m; ++j) g[j] = -p[j];
+    for (Index i = 0; i < n; ++i) {
+      const double* row = cost + static_cast<std::size_t>(i) * m;
+      f[i] = i < problem.n && supply[i] > 0 ? basis.f[i] : least_sum(row, p.data(), m);
+      if (dead < m) lower_columns(row + dead, f[i], m - dead, least.data() + dead);
+    }
+    for (Index j = dead; j < m; ++j)
+      if (p[j] == infinity) g[j] = least[j];
+  });
 }
 
 }  // namespace brenier

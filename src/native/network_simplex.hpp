@@ -1,4 +1,5 @@
-// The exact transportation problem by the primal network simplex: on a cost matrix, or on arcs that the caller brings.
+// The exact transportation problem by the primal network simplex: on a cost matrix, or on arcs that the caller brings;
+// on many cost matrices at once.
 #pragma once
 
 #include <cstddef>
@@ -13,15 +14,18 @@ namespace brenier {
 struct TransportProblem {
   const double* cost;          // (n, m), row-major; read in place
   std::int32_t n, m;
+  std::int64_t stride;         // from one row to the next
   const std::int64_t* supply;  // (n,) units of mass; a row without any takes no part
   const std::int64_t* demand;  // (m,) likewise, of the same total
   const double* f = nullptr;   // (n,) duals to start from
   const double* g = nullptr;   // (m,) duals to start from; -inf where unknown
+  const std::int32_t* tree = nullptr;  // (n + m,) a tree to start from, where it is one of these masses
 };
 
 struct TransportBasis {
   std::vector<std::int32_t> rows, cols;  // the arcs of the spanning tree
   std::vector<std::int64_t> flow;        // units of mass on each
+  std::vector<std::int32_t> tree;        // the parent of each line, of rows, then columns; -1 at the root and off it
   std::vector<double> f, g;              // feasible duals; -inf where there is no mass
   std::int64_t n_iter = 0;               // pivots
   bool optimal = false;
@@ -31,6 +35,25 @@ struct TransportBasis {
 // may throw.
 TransportBasis network_simplex(const TransportProblem& problem, std::int64_t max_iter,
                                const std::function<bool()>& stop);
+
+// `count` problems, dense and row-major, one after the other.
+struct TransportBatch {
+  std::int64_t count;
+  std::int32_t n, m;
+  const double* cost;          // (count, n, m)
+  const std::int64_t* supply;  // (count, n)
+  const std::int64_t* demand;  // (count, m)
+
+  std::int32_t* tree;          // (count, n + m) trees to start from, then those found, between the lines up to
+                               // the last with mass; -1 throughout for none
+  std::int64_t *rows, *cols, *flow;  // (count, n + m - 1) the arcs of the trees, then zeros
+  double *f_out, *g_out;       // (count, n) and (count, m) feasible duals, also where there is no mass
+  std::int64_t* n_iter;        // (count,)
+  std::uint8_t* optimal;       // (count,) 0 or 1
+};
+
+// `stop` is polled by the calling thread only.
+void network_simplex(const TransportBatch& batch, int threads, const std::function<bool()>& stop);
 
 // Duals g to start another method from: those of the problem, -inf off a sample, completed and smoothed.
 std::vector<double> smoothed_duals(const TransportProblem& problem, const std::function<bool()>& stop);

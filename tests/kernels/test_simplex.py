@@ -7,12 +7,13 @@ import threading
 import numpy as np
 import ot
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, linprog
 
 from brenier.kernels import simplex
-from brenier.kernels.simplex import network_simplex
+from brenier.kernels.simplex import SimplexResult, network_simplex, network_simplices
 
 EPS = np.finfo(np.float64).eps
 
@@ -380,6 +381,119 @@ def test_the_cost_is_left_alone(engine):
     network_simplex(cost, a, b, engine=engine)
     for array, copy in zip((cost, a, b), kept):
         np.testing.assert_array_equal(array, copy)
+
+
+# ------------------------------------------------------------------------------------------ many problems at once
+
+
+def ragged(seed, count, largest, kind):
+    """Padded costs and masses of problems of 1 to `largest` points a side; some points and a problem have no mass."""
+    rng = np.random.default_rng(seed)
+    cost = rng.normal(size=(count, largest, largest)) if kind == "random" else np.zeros((count, largest, largest))
+    a, b = np.zeros((2, count, largest))
+    for k in range(1, count):
+        n, m = rng.integers(1, largest + 1, 2)
+        if kind == "random":
+            a[k, :n], b[k, :m] = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(m))
+        else:  # heavily degenerate
+            cost[k, :n, :m] = rng.integers(0, 4, (n, m))
+            a[k, :n], b[k, :m] = 1 / n, 1 / m
+        for side, size in ((a[k], n), (b[k], m)):
+            side[:size] *= rng.random(size) < 0.9
+            side[rng.integers(size)] += 0.1
+            side /= side.sum()
+    return cost, a, b
+
+
+def item(results, k):
+    rows, cols, mass, f, g, _, n_iter, optimal = (t[k] for t in results)
+    return SimplexResult(rows[mass > 0], cols[mass > 0], mass[mass > 0], f, g, n_iter, optimal)
+
+
+def check_items(results, cost, a, b):
+    """Each item is proved, and has the value that it has alone."""
+    for k, problem in enumerate(zip(cost, a, b)):
+        check_optimal(item(results, k), *problem)
+        alone = value(network_simplex(*problem), cost[k])
+        assert value(item(results, k), cost[k]) == pytest.approx(alone, rel=1e-12, abs=1e-12 * np.abs(cost[k]).max())
+
+
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_many_problems_have_the_values_they_have_alone(engine, kind):
+    """Also from the trees of the costs before."""
+    cost, a, b = ragged(0, 12, 40, kind)
+    results = network_simplices(cost, a, b, engine=engine)
+    check_items(results, cost, a, b)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        step = rng.normal(size=cost.shape) if kind == "random" else rng.integers(-1, 2, cost.shape)
+        cost = cost + step * (a > 0)[:, :, None]
+        results = network_simplices(cost, a, b, g=results.g, tree=results.tree, engine=engine)
+        check_items(results, cost, a, b)
+
+
+def test_uniform_and_other_masses_meet_in_a_batch(engine):
+    problems = [clouds(seed, 30, 20, masses=masses) for seed, masses in enumerate(("uniform", "random", "uniform"))]
+    cost, a, b = map(np.stack, zip(*problems))
+    check_items(network_simplices(cost, a, b, engine=engine), cost, a, b)
+    assert network_simplices(cost[:0], a[:0], b[:0], engine=engine).rows.shape == (0, 49)
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+def test_trees_save_the_pivots_or_are_left_out():
+    cost, a, b = ragged(2, 12, 40, "random")
+    cold = network_simplices(cost, a, b, engine="native")
+    again = network_simplices(cost, a, b, tree=cold.tree, engine="native")
+    check_items(again, cost, a, b)
+    assert cold.n_iter.sum() > 100
+    assert again.n_iter.sum() == 0
+    rng = np.random.default_rng(3)
+    loops = np.where(np.arange(80) < 40, 40, 0).astype(np.int32)  # of the first row and the first column
+    others = network_simplices(cost, *ragged(4, 12, 40, "random")[1:], engine="native").tree
+    noise = rng.integers(-3, 90, cold.tree.shape).astype(np.int32)
+    for tree in (others, np.tile(loops, (12, 1)), noise, np.full_like(noise, -1)):
+        check_items(network_simplices(cost, a, b, tree=tree, engine="native"), cost, a, b)
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+def test_the_number_of_threads_changes_nothing():
+    cost, a, b = ragged(5, 40, 40, "random")
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(network_simplices(cost, a, b, engine="native"))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_many_problems_can_be_stopped(engine):
+    cost, a, b = map(np.stack, zip(*(clouds(seed, 60, 50) for seed in range(3))))
+    results = network_simplices(cost, a, b, interrupt=lambda: True, engine=engine)
+    for k in range(3):
+        check_plan(item(results, k), cost[k], a[k], b[k])
+    assert not results.optimal.all()
+
+    def interrupt():
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        network_simplices(cost, a, b, interrupt=interrupt, engine=engine)
+
+
+def test_bad_arguments_for_many_problems_are_refused(engine):
+    cost, a, b = ragged(0, 3, 5, "random")
+    with pytest.raises(ValueError, match="expected a, b, g and tree for costs"):
+        network_simplices(cost, a[:2], b, engine=engine)
+    with pytest.raises(ValueError, match="expected finite duals"):
+        network_simplices(cost, a, b, g=np.full((3, 5), np.nan), engine=engine)
+    with pytest.raises(ValueError, match="expected equal sums"):
+        network_simplices(cost, a, 2 * b, engine=engine)
+    with pytest.raises(ValueError, match="expected engine"):
+        network_simplices(cost, a, b, engine="gpu")
 
 
 # ------------------------------------------------------------------------------------ arcs that the caller brings

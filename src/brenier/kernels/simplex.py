@@ -1,18 +1,18 @@
-"""Exact transport between two discrete measures: the network simplex, native or in NumPy."""
+"""Exact transport between two discrete measures, or many pairs at once: the network simplex, native or in NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import gcd
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from . import simplex_reference
 from .build import native
 
-__all__ = ["SimplexResult", "integer_masses", "network_simplex", "true_masses"]
+__all__ = ["SimplexResult", "SimplexResults", "integer_masses", "network_simplex", "network_simplices", "true_masses"]
 
 _BLOCK = 1 << 20  # entries of cost per temporary
 _UNLIMITED = np.iinfo(np.int64).max
@@ -28,6 +28,19 @@ class SimplexResult(NamedTuple):
     g: NDArray[np.float64]  # (m,)
     n_iter: int  # pivots
     optimal: bool  # False when stopped by max_iter or interrupt; the plan and the duals are feasible all the same
+
+
+class SimplexResults(NamedTuple):
+    """Exact plans of many problems of one shape, padded by entries without mass, and the duals that prove them."""
+
+    rows: NDArray[np.int64]  # (count, n + m - 1)
+    cols: NDArray[np.int64]  # (count, n + m - 1)
+    mass: NDArray[np.float64]  # (count, n + m - 1)
+    f: NDArray[np.float64]  # (count, n) f_i + g_j <= cost_ij
+    g: NDArray[np.float64]  # (count, m)
+    tree: NDArray[np.int32]  # (count, n + m) the parent of each row, then of each column; -1 for none
+    n_iter: NDArray[np.int64]  # (count,) pivots
+    optimal: NDArray[np.bool_]  # (count,) False when stopped by interrupt; plan and duals are feasible all the same
 
 
 def network_simplex(
@@ -66,15 +79,12 @@ def network_simplex(
     Time grows a little faster than n m in practice. Memory beyond the cost is O(n + m), up to some kilobytes
     per line, and for a while a sixteenth of the cost, for the smaller problem that finds the first duals.
     """
-    if engine not in ("auto", "native", "reference"):
-        raise ValueError(f"expected engine 'auto', 'native' or 'reference', got {engine!r}")
-    if engine == "native" and native is None:
-        raise ImportError("the native engine is not built; reinstall with a C++20 compiler, or use engine='reference'")
+    swift = _native_serves(engine)
     if cost.shape != (len(a), len(b)):
         raise ValueError(f"expected a cost of shape {(len(a), len(b))}, got {cost.shape}")
     if not all(dual is None or np.isfinite(dual).all() for dual in (f, g)):
         raise ValueError("expected finite duals f and g to start from, got NaN or infinity; leave them out")
-    solve = simplex_reference.solve if native is None or engine == "reference" else native.network_simplex
+    solve = native.network_simplex if native is not None and swift else simplex_reference.solve
 
     supply, demand, unit = integer_masses(a, b)
     if not supply.any():
@@ -91,29 +101,126 @@ def network_simplex(
     return SimplexResult(rows, cols, mass, f, g, n_iter, optimal)
 
 
+def network_simplices(
+    cost: NDArray[np.float64],  # (count, n, m)
+    a: NDArray[np.float64],  # (count, n)
+    b: NDArray[np.float64],  # (count, m)
+    *,
+    g: NDArray[np.float64] | None = None,  # (count, m)
+    tree: NDArray[np.int32] | None = None,  # (count, n + m)
+    interrupt: Callable[[], bool] | None = None,
+    engine: str = "auto",
+) -> SimplexResults:
+    """Solve many problems as `network_simplex` does, of one shape: padded by points without mass, where need be.
+
+    Args:
+        cost: Finite costs of either sign, C-contiguous; never copied.
+        a: Masses of the rows, nonnegative.
+        b: Masses of the columns, nonnegative, of the same sums but for rounding.
+        g: Duals to start from, of the reference engine.
+        tree: That of the last solve for the same masses, to start the native engine from; -1 throughout for none.
+            After a small change of the costs it saves most pivots, and all that it takes to grow a tree.
+        interrupt: As for `network_simplex`, polled by the calling thread.
+        engine: ``"native"``, ``"reference"``, or ``"auto"``: native where it was built.
+
+    Returns:
+        The plans, the duals and how they were reached.
+
+    Raises:
+        ValueError: As for `network_simplex`.
+        ImportError: The native engine was asked for and is not built.
+
+    Time as of so many calls, spread over torch's threads.
+    """
+    swift = _native_serves(engine)
+    count, n, m = cost.shape
+    shapes = [None if t is None else t.shape for t in (a, b, g, tree)]
+    if any(s not in (None, (count, k)) for s, k in zip(shapes, (n, m, m, n + m))):
+        raise ValueError(f"expected a, b, g and tree for costs of shape {cost.shape}, got shapes {shapes}")
+    if g is not None and not np.isfinite(g).all():
+        raise ValueError("expected finite duals g to start from, got NaN or infinity; leave them out")
+    if native is None or not swift:
+        return _looped(cost, a, b, g, tree, interrupt)
+    supply, demand, unit = integer_masses(a, b)
+    *entries, f, g, tree, n_iter, optimal = native.network_simplices(
+        cost, supply, demand, tree, torch.get_num_threads(), interrupt
+    )
+    rows, cols, flow = (t.reshape(count, n + m - 1) for t in entries)
+    # the lines of all problems, one after the other
+    lines = np.arange(count)[:, None]
+    masses = true_masses(
+        rows + n * lines, cols + m * lines, flow, supply.ravel(), demand.ravel(), unit, a.ravel(), b.ravel()
+    )
+    f, g, tree = f.reshape(count, n), g.reshape(count, m), tree.reshape(count, n + m)
+    return SimplexResults(rows, cols, masses, f, g, tree, n_iter, optimal.astype(bool))
+
+
+def _looped(
+    cost: NDArray[np.float64],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    g: NDArray[np.float64] | None,
+    tree: NDArray[np.int32] | None,
+    interrupt: Callable[[], bool] | None,
+) -> SimplexResults:
+    """The reference for many problems: one after the other."""
+    count, n, m = cost.shape
+    rows, cols = np.zeros((2, count, n + m - 1), np.int64)
+    mass, f, g_new = np.zeros((count, n + m - 1)), np.zeros((count, n)), np.zeros((count, m))
+    n_iter, optimal = np.zeros(count, np.int64), np.zeros(count, bool)
+    for k in range(count):
+        start = None if g is None else g[k]
+        found = network_simplex(cost[k], a[k], b[k], g=start, interrupt=interrupt, engine="reference")
+        size = len(found.mass)
+        rows[k, :size], cols[k, :size], mass[k, :size] = found.rows, found.cols, found.mass
+        f[k], g_new[k], n_iter[k], optimal[k] = found.f, found.g, found.n_iter, found.optimal
+    tree = np.full((count, n + m), -1, np.int32) if tree is None else tree
+    return SimplexResults(rows, cols, mass, f, g_new, tree, n_iter, optimal)
+
+
+def _native_serves(engine: str) -> bool:
+    """Whether the engine that was asked for is the native one."""
+    if engine not in ("auto", "native", "reference"):
+        raise ValueError(f"expected engine 'auto', 'native' or 'reference', got {engine!r}")
+    if engine == "native" and native is None:
+        raise ImportError("the native engine is not built; reinstall with a C++20 compiler, or use engine='reference'")
+    return native is not None and engine != "reference"
+
+
 def integer_masses(
-    a: NDArray[np.float64], b: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-    """Masses as integers of equal sums, and their unit: 2⁻⁶¹ of the total, or 1 / lcm for equal masses."""
-    total, other = float(a.sum()), float(b.sum())
-    if not abs(total - other) <= 1e-6 * max(total, other):
-        raise ValueError(f"expected equal sums of a and b, got {total} and {other}; rescale one of them")
-    rows, cols = np.flatnonzero(a), np.flatnonzero(b)
-    supply, demand = np.zeros(len(a), np.int64), np.zeros(len(b), np.int64)
-    if total == 0:
-        return supply, demand, 1.0
-    if np.ptp(a[rows]) == 0 and np.ptp(b[cols]) == 0:
-        common = gcd(len(rows), len(cols))
-        supply[rows], demand[cols] = len(cols) // common, len(rows) // common
-        return supply, demand, total / (len(rows) * len(cols) // common)
-    exponent = 61 - int(np.frexp(max(total, other))[1])
-    supply[rows] = np.maximum(np.rint(np.ldexp(a[rows], exponent)), 1)
-    demand[cols] = np.maximum(np.rint(np.ldexp(b[cols], exponent)), 1)
+    a: NDArray[np.float64],  # (*batch, n)
+    b: NDArray[np.float64],  # (*batch, m)
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Masses as integers of equal sums, and their unit (*batch, 1): 2⁻⁶¹ of the total, or 1 / lcm for equal masses."""
+    (total, a_live, a_count, a_equal), (other, b_live, b_count, b_equal) = map(_told, (a, b))
+    wrong = ~(np.abs(total - other) <= 1e-6 * np.maximum(total, other))
+    if wrong.any():
+        got = f"{total[wrong][0]} and {other[wrong][0]}"
+        raise ValueError(f"expected equal sums of a and b, got {got}; rescale one of them")
+    common, equal = np.gcd(a_count, b_count), a_equal & b_equal
+    exponent = 61 - np.frexp(np.maximum(total, other))[1]
+
+    def units(weights: NDArray[np.float64], each: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(equal, each, np.maximum(np.rint(np.ldexp(weights, exponent)), 1)).astype(np.int64)
+
+    supply, demand = a_live * units(a, b_count // common), b_live * units(b, a_count // common)
     # The heaviest line of the lighter side absorbs the rest.
-    rest = int(supply.sum()) - int(demand.sum())
-    lighter = demand if rest > 0 else supply
-    lighter[lighter.argmax()] += abs(rest)
-    return supply, demand, float(np.ldexp(1.0, -exponent))
+    rest = supply.sum(-1, keepdims=True) - demand.sum(-1, keepdims=True)
+    for side, lack in ((supply, -rest), (demand, rest)) if rest.any() else ():
+        heaviest = side.argmax(-1)[..., None]
+        lacking = np.take_along_axis(side, heaviest, -1) + np.maximum(lack, 0)
+        np.put_along_axis(side, heaviest, lacking, -1)
+    return supply, demand, np.where(equal, total / (a_count * b_count // common), np.ldexp(1.0, -exponent))
+
+
+def _told(
+    weights: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
+    """The sum of weights, which are positive, how many, at least one, and whether these are equal; (*batch, 1) each."""
+    live = weights > 0
+    total, heaviest = weights.sum(-1, keepdims=True), weights.max(-1, keepdims=True, initial=0)
+    equal = (live <= (weights == heaviest)).all(-1, keepdims=True)
+    return total, live, np.maximum(live.sum(-1, keepdims=True), 1), equal
 
 
 def true_masses(
@@ -122,7 +229,7 @@ def true_masses(
     flow: NDArray[np.int64],
     supply: NDArray[np.int64],
     demand: NDArray[np.int64],
-    unit: float,
+    unit: NDArray[np.float64],
     a: NDArray[np.float64],
     b: NDArray[np.float64],
 ) -> NDArray[np.float64]:

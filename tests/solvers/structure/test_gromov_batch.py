@@ -256,6 +256,28 @@ def test_padding_with_entropy_and_other_masses(loss: str, masses: str) -> None:
         assert_close(exact.certificate.dual[k], alone.certificate.dual, 1e-9)
 
 
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_masses_of_all_kinds_meet_in_a_batch(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 1 to 40 points, equal masses and others, some of them zero: each step is exact, with a tree or without."""
+    if engine == "reference":
+        monkeypatch.setattr("brenier.kernels.simplex.native", None)
+    sizes = ((1, 7, 12, 40, 33), (5, 1, 12, 21, 38))
+    left, right = ([distances(cloud(n, 2 + side, n, 1))[0] for n in some] for side, some in enumerate(sizes))
+    given = [[weights(n, k) if k % 2 else torch.ones(n).double() / n for k, n in enumerate(some)] for some in sizes]
+    for masses in (given[0][3], given[1][4]):
+        masses[[2, 11, -1]] = 0
+        masses /= masses.sum()
+    (x, a), (y, b) = (pad_structures(s, w, cost="precomputed") for s, w in zip((left, right), given))
+    batch = gromov_wasserstein(x, y, a=a, b=b, starts=1)
+    assert_close(batch.plan.dense().sum(-1), a, atol=1e-14)
+    assert_close(batch.plan.dense().sum(-2), b, atol=1e-14)
+    for k, (s, t) in enumerate(zip(left, right)):
+        alone = gromov_wasserstein(s, t, a=given[0][k], b=given[1][k], cost="precomputed", starts=1)
+        assert_close(batch.value[k], alone.value, 1e-10)
+    f, g = batch.potentials
+    assert float((batch.plan.geometry.tile() - f.unsqueeze(-1) - g.unsqueeze(-2)).min()) > -1e-10
+
+
 def test_ragged_clouds_are_structures() -> None:
     left, right = ragged("clouds")
     given = [weights(len(t), k) for k, t in enumerate(left)]

@@ -127,7 +127,7 @@ class GeneralizedGradient(Solver[GeneralizedState]):
         """The best plan of a linear problem, from the potentials of the last one."""
         if linear.epsilon is None:
             zero = torch.zeros_like(linear.a), torch.zeros_like(linear.b)
-            plan, f, g = least(linear, linear.geometry, *(zero if last is None else (last.f, last.g)))
+            plan, f, g, _ = least(linear, linear.geometry, *(zero if last is None else (last.f, last.g)))
             duals = (p.dual(h, side) for p, h, side in zip(linear.marginals, (f, g), linear.sides))
             return _Least(dense(plan), f, g, float(sum(duals)))
         start, schedule = (Zeros(), Halving()) if last is None else (Given(last.f, last.g), Fixed())

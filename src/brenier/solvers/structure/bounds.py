@@ -79,7 +79,7 @@ def third_lower_bound(problem: Quadratic) -> Bound:
         if problem.alpha != 1:
             cost = cost + (1 - problem.alpha) * problem.geometry.to(torch.float64).tile()
         linear = Problem(CostMatrix(cost), a, b)
-        plan, f, g = least(linear, linear.geometry, torch.zeros_like(a), torch.zeros_like(b))
+        plan, f, g, _ = least(linear, linear.geometry, torch.zeros_like(a), torch.zeros_like(b))
         return Bound(certify(linear, plan, f, g).dual, "third lower bound", plan)
 
 

@@ -57,6 +57,8 @@ def where(chosen: Tensor, first: State, second: State) -> State:
 
 
 def _where(chosen: Tensor, first: Any, second: Any) -> Any:
+    if first is second:
+        return second
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.where(along(chosen, second), first, second)
     if isinstance(first, tuple) and isinstance(second, tuple):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import refuse
-from ...geometry import Geometry
-from ...kernels.simplex import network_simplex
+from ...geometry import CostMatrix, Geometry
+from ...kernels.build import warn_without_native
+from ...kernels.simplex import network_simplices
 from ...marginals import Exact, Free, Partial
 from ...plan import Plan, SparsePlan
 from ...problem import Problem
@@ -23,7 +22,7 @@ from ..exact.assignment import Assignment, permutes
 from ..exact.simplex import NetworkSimplex
 from .common import begin, check_plan, quadratic, sparse, where
 
-__all__ = ["ConditionalGradient", "GradientState", "least"]
+__all__ = ["ConditionalGradient", "GradientState", "Vertex", "least"]
 
 # Points up to which a permutation is found faster by augmenting paths than by the network simplex.
 _PATHS = 1_400
@@ -35,10 +34,19 @@ class GradientState(NamedTuple):
     plan: Plan | None  # in factors only, where the moments do not tell the entries; None for a ⊗ b
     moments: Moments
     half: Linear
-    energy: Tensor  # (*batch,)
     f: Tensor
     g: Tensor
+    tree: Tensor  # (*batch, n + m) of the last linear problem, as in `network_simplices`
     error: Tensor  # (*batch,)
+
+
+class Vertex(NamedTuple):
+    """The answer to a linear problem."""
+
+    plan: SparsePlan
+    f: Tensor  # (*batch, n)
+    g: Tensor  # (*batch, m)
+    tree: Tensor | None = None  # (*batch, n + m), where a simplex has left one
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,15 @@ class ConditionalGradient(Solver[GradientState]):
 
         V = argmin <grad E(P), V>,    P <- P + t (V - P),    t = argmin E(P + t (V - P)) in [0, 1],
 
-    for problems without epsilon. The linear problems are exact: `Assignment` for permutations, `NetworkSimplex` for
-    other masses and for `Partial(mass)` on both sides, warm-started by the potentials of the one before, and a minimum
+    for problems without epsilon. The linear problems are exact: `Assignment` for permutations, the network simplex for
+    other masses and for `Partial(mass)` on both sides, from the tree or the potentials of the one before, and a minimum
     in each row for (Exact(), Free()). The gap <grad E(P), P - V> bounds the first-order gain, and is zero at stationary
     points only; it is the error. Where E is concave along plans, as for squared Euclidean distances, t = 1, the plans
     are vertices, and a few iterations end it; otherwise the gap may fall slowly. One product of structures an
     iteration.
 
     A batch takes its steps together, each item with a line search of its own, until its gap is small; its linear
-    problems are one call where all are permutations or one side is free, and otherwise one simplex after the other.
+    problems are one call, but for `Partial(mass)`: one simplex after the other.
 
     Args:
         tol: gap to stop at, relative to the objective of a ⊗ b.
@@ -94,43 +102,40 @@ class ConditionalGradient(Solver[GradientState]):
             moments = form.product(form.a * share.unsqueeze(-1), form.b)
             half = form.half(moments)
         f, g = torch.zeros_like(form.a), torch.zeros_like(form.b)
-        energy = form.energy(moments, half)
-        return GradientState(plan, moments, half, energy, f, g, torch.full_like(energy, torch.inf))
+        tree = torch.cat([f, g], -1).to(torch.int32).fill_(-1)
+        return GradientState(plan, moments, half, f, g, tree, f.new_full(f.shape[:-1], torch.inf))
 
     def step(self, problem: Problem, state: GradientState) -> GradientState:
         given = quadratic(problem)
         form, ended = given.form, self.done(problem, state)
         gradient = form.gradient(state.half)
         geometry = form.geometry(gradient)
-        vertex, f, g = least(replace(given, a=form.a, b=form.b), geometry, state.f, state.g)
+        vertex, f, g, tree = least(replace(given, a=form.a, b=form.b), geometry, state.f, state.g, state.tree)
         moments = form.moments(vertex)
         gap = (inner(gradient, state.moments) - inner(gradient, moments)).clamp(min=0)
-        stay = state._replace(f=f, g=g, error=gap / form.scale.clamp(min=torch.finfo(gap.dtype).tiny))
-        met = self.done(problem, stay)
-        if not bool((ended | met).all()):
-            moved = self._moved(problem, stay, vertex, moments, gap)
-            stay = where(met, stay, moved)
-        return where(ended, state, stay)
+        error = gap / form.scale.clamp(min=torch.finfo(gap.dtype).tiny)
+        seen = state._replace(f=f, g=g, tree=state.tree if tree is None else tree, error=error)
+        state = where(ended, state, seen)
+        done = self.done(problem, state)
+        return state if bool(done.all()) else self._moved(problem, state, vertex, moments, gap, done)
 
     def _moved(
-        self, problem: Problem, state: GradientState, vertex: SparsePlan, moments: Moments, gap: Tensor
+        self, problem: Problem, state: GradientState, vertex: SparsePlan, moments: Moments, gap: Tensor, done: Tensor
     ) -> GradientState:
-        """The state after a line search towards a vertex."""
+        """The state after a line search towards a vertex; the items that are done stay where they are."""
         form = quadratic(problem).form
         half = form.half_of(vertex, moments)
-        move, turn = moments.plus(state.moments, -1), half.plus(state.half, -1)
-        curvature = form.alpha * inner(turn, move)
+        turn = half.plus(state.half, -1)
+        curvature = form.alpha * (inner(turn, moments) - inner(turn, state.moments))
         # E(P + t D) = E(P) - gap t + curvature t^2
         t = torch.where(curvature > 0, (gap / (2 * curvature)).clamp(max=1), 1)
         if form.factored and not isinstance(state.plan, SparsePlan):
             t = torch.ones_like(t)  # the entries of a ⊗ b, or of another full plan, are too many to be kept
-        whole = t == 1
-        plan: Plan | None = vertex
-        if not bool(whole.all()):
-            plan = _between(problem, state.plan, vertex, float(t)) if form.factored else None
-            moments = where(whole, moments, state.moments.plus(move, t))
-            half = where(whole, half, state.half.plus(turn, t))
-        return state._replace(plan=plan, moments=moments, half=half, energy=form.energy(moments, half))
+        t = t.masked_fill(done, 0)
+        if bool((t == 1).all()):
+            return state._replace(plan=vertex, moments=moments, half=half)
+        plan = _between(problem, state.plan, vertex, float(t)) if form.factored else None
+        return state._replace(plan=plan, moments=state.moments.lerp(moments, t), half=state.half.lerp(half, t))
 
     def done(self, problem: Problem, state: GradientState) -> Tensor:
         return state.error <= self.tol
@@ -171,64 +176,45 @@ def kind_of_partial(problem: Problem) -> bool:
     return all(isinstance(p, Partial) for p in problem.marginals)
 
 
-def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
+def least(problem: Problem, geometry: Geometry, f: Tensor, g: Tensor, tree: Tensor | None = None) -> Vertex:
     """The vertex of least linear cost among the plans of a problem, and its potentials.
 
     Args:
         problem: with masses in float64; its own cost is not looked at.
         geometry: the linear cost.
         f, g: potentials to start from, (*batch, n) and (*batch, m).
+        tree: that of the last vertex, for the same masses; of use for a matrix.
     """
     left, right = problem.marginals
     if isinstance(right, Free):
         f, cols = geometry.cmin(torch.zeros_like(problem.b))
         rows = torch.arange(cols.shape[-1], device=cols.device).expand(cols.shape)
-        return SparsePlan(geometry, rows, cols, problem.a), f, torch.zeros_like(problem.b)
+        return Vertex(SparsePlan(geometry, rows, cols, problem.a), f, torch.zeros_like(problem.b))
     if isinstance(left, Free):
-        plan, g, f = least(replace(problem, a=problem.b, b=problem.a, marginals=(right, left)), geometry.T, g, f)
-        return SparsePlan(geometry, plan.cols, plan.rows, plan.mass), f, g
+        plan, g, f, _ = least(replace(problem, a=problem.b, b=problem.a, marginals=(right, left)), geometry.T, g, f)
+        return Vertex(SparsePlan(geometry, plan.cols, plan.rows, plan.mass), f, g)
     linear = Problem(geometry, problem.a, problem.b, problem.marginals)
     solver: Solver[Any] = NetworkSimplex(f=f, g=g)
     if problem.balanced and problem.a.shape[-1] <= _PATHS and permutes(linear):
         solver = Assignment(g=g)
-    elif problem.balanced and problem.batch_shape:
-        return _one_by_one(linear, g)
+    elif problem.balanced and isinstance(geometry, CostMatrix) and (problem.batch_shape or tree is not None):
+        return _replanted(linear, g, tree)
     solution = run(linear, solver, warn=False)
     vertex = solution.plan
     assert isinstance(vertex, SparsePlan)
-    return vertex, solution.f, solution.g
+    return Vertex(vertex, solution.f, solution.g)
 
 
-def _one_by_one(linear: Problem, g: Tensor) -> tuple[SparsePlan, Tensor, Tensor]:
-    """The vertices of the small problems of a batch, by a simplex each between the points that have mass."""
+def _replanted(linear: Problem, g: Tensor, tree: Tensor | None) -> Vertex:
+    """The vertices of all problems of a batch by one call, which goes on from their last trees."""
+    warn_without_native()
     batch, (n, m), geometry = linear.batch_shape, linear.shape, linear.geometry
-    count, device = batch.numel(), g.device
-    cost = geometry.tile().expand(*batch, n, m).reshape(count, n, m).cpu().numpy()
-    a, b, start = (t.reshape(count, -1).cpu().numpy() for t in (linear.a, linear.b, g))
-    rows, cols = (np.zeros((count, n + m), np.int64) for _ in range(2))
-    mass, f, g_new = np.zeros((count, n + m)), np.zeros((count, n)), np.zeros((count, m))
-    for k in range(count):
-        i, j = _live(a[k]), _live(b[k])
-        part = np.ascontiguousarray(cost[k][i][:, j])
-        found = network_simplex(part, a[k][i], b[k][j], g=start[k][j], interrupt=time_is_up)
-        size = len(found.mass)
-        rows[k, :size], cols[k, :size] = np.arange(n)[i][found.rows], np.arange(m)[j][found.cols]
-        mass[k, :size], f[k][i], g_new[k][j] = found.mass, found.f, found.g
-    entries = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (rows, cols, mass))
-    plan = SparsePlan(geometry, *entries)
-    f_all, g_all = (torch.from_numpy(t).reshape(*batch, -1).to(device) for t in (f, g_new))
-    dead_a, dead_b = linear.a <= 0, linear.b <= 0
-    if bool(dead_a.any()):
-        f_all = torch.where(dead_a, geometry.cmin(g_all.masked_fill(dead_b, -torch.inf))[0], f_all)
-    if bool(dead_b.any()):
-        g_all = torch.where(dead_b, geometry.cmin(f_all.masked_fill(dead_a, -torch.inf), dim=0)[0], g_all)
-    return plan, f_all, g_all
-
-
-def _live(weights: NDArray[np.float64]) -> slice | NDArray[np.intp]:
-    """The points with mass; a slice where they come first, as in padded problems."""
-    live = np.flatnonzero(weights)
-    return slice(0, len(live)) if live[-1] == len(live) - 1 else live
+    cost = geometry.tile().expand(*batch, n, m).reshape(-1, n, m).contiguous().cpu().numpy()
+    a, b, start = (t.reshape(-1, t.shape[-1]).contiguous().cpu().numpy() for t in (linear.a, linear.b, g))
+    old = None if tree is None else tree.reshape(-1, n + m).contiguous().cpu().numpy()
+    found = network_simplices(cost, a, b, g=start, tree=old, interrupt=time_is_up)
+    rows, cols, mass, f, g, tree = (torch.from_numpy(t).reshape(*batch, -1).to(g.device) for t in found[:6])
+    return Vertex(SparsePlan(geometry, rows, cols, mass), f, g, tree)
 
 
 def _between(problem: Problem, old: Plan | None, new: SparsePlan, t: float) -> SparsePlan:
