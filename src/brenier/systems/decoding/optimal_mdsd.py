@@ -257,9 +257,11 @@ def _after(q: Tensor) -> Tensor:
 
 def _odds(q: Tensor) -> Tensor:
     """q/(1 - q) for each token."""
-    top = q.argmax(-1, keepdim=True)
-    # 1 - q loses digits where q is near 1
-    return q / (1 - q).scatter(-1, top, q.scatter(-1, top, 0).sum(-1, keepdim=True))
+    rest = 1 - q
+    top = q.max(-1, keepdim=True)
+    if bool((top.values > 0.5).any()):  # 1 - q loses digits where q is near 1
+        rest.scatter_(-1, top.indices, q.scatter(-1, top.indices, 0).sum(-1, keepdim=True))
+    return q / rest
 
 
 def _two_distinct(inside: Tensor, outside: Tensor, odds: Tensor) -> Tensor:
