@@ -15,7 +15,7 @@ from .._inputs import check_finite, is_count, is_real, same_place, weights_tenso
 from ..api import assign, solve
 from ..costs import Cost, as_cost
 from ..errors import refuse
-from ..geometry import CostMatrix, PointCloud
+from ..geometry import CostMatrix, Geometry, PointCloud
 from ..plan import Entries, SparsePlan
 from ..problem import Relative
 from ..solvers import SemidiscreteSolution, Solver, semidiscrete_transport
@@ -34,6 +34,7 @@ __all__ = [
 Ground = str | Cost | Callable[[Tensor, Tensor], Tensor]
 """A cost between points, as for `solve`."""
 
+_WIDE, _MATRIX = 64, 2**26  # coordinates from which, and pairs up to which a matrix of costs is kept
 _SMALL = 1024  # points up to which one call of `assign` is done before a solve has checked its input
 _TILE = 1 << 22  # entries of a plan that are formed at once to draw from
 
@@ -250,7 +251,8 @@ class ExactCoupling(_Minibatch):
         InvalidInput: a price that is negative or no number; a solver whose plan is not sparse.
         NotConverged: from the solver.
 
-    Complexity: that of `assign` and `solve`. Up to 1,024 samples are matched on a matrix of costs in their own dtype.
+    Complexity: that of `assign` and `solve`. Up to 1,024 samples, and up to 8,192 of more than 64 coordinates, have a
+    matrix of costs, in their own dtype.
 
     Example:
         >>> import torch
@@ -285,11 +287,11 @@ class ExactCoupling(_Minibatch):
         x, y, ground = _with_labels(x, y, as_cost(self.cost), labels, self.mismatch)
         one_to_one = a is None and b is None and len(x) == len(y)
         if one_to_one and len(x) <= _SMALL and self.solver == "auto":
-            # costs in the dtype of the samples: in many dimensions most of the time is their product
             cost = CostMatrix(PointCloud(x, y, ground).tile())
             return torch.arange(len(x), device=x.device), assign(cost).columns, None
         a, b = (None if w is None else w / w.sum() for w in (a, b))
-        solution = solve(x, y, a=a, b=b, cost=ground, solver=self.solver, throw=True, generator=generator)
+        costs = _costs(x, y, ground) if self.solver == "auto" else PointCloud(x, y, ground)
+        solution = solve(costs, a=a, b=b, solver=self.solver, throw=True, generator=generator)
         plan = solution.plan
         if not isinstance(plan, SparsePlan):
             refuse(
@@ -369,12 +371,14 @@ class EntropicCoupling(_Minibatch):
         x, y, ground = _with_labels(x, y, as_cost(self.cost), labels, self.mismatch)
         a, b = (None if w is None else w / w.sum() for w in (a, b))
         picked0, picked1 = (_picked(len(t), self.anchors, w, generator) for t, w in ((x, a), (y, b)))
+        every = picked0 is None and picked1 is None
+        some_x, some_y = x if picked0 is None else x[picked0], y if picked1 is None else y[picked1]
+        costs = _costs(x, y, ground) if every else PointCloud(some_x, some_y, ground)
         solution = solve(
-            *(t if index is None else t[index] for t, index in ((x, picked0), (y, picked1))),
+            costs,
             # anchors are drawn by their masses, and count alike
             a=a if picked0 is None else None,
             b=b if picked1 is None else None,
-            cost=ground,
             epsilon=self.epsilon,
             tol=self.tol,
             max_iter=self.max_iter,
@@ -384,10 +388,11 @@ class EntropicCoupling(_Minibatch):
         g = solution.g if picked1 is None else solution.potentials.target(y)
         h = g.to(y) if b is None else g.to(y) + epsilon * b.log()
         rows = _rows(len(x), a, x.device, generator)
-        cloud = PointCloud(x[rows], y, ground)
+        if a is not None or not every:
+            costs = PointCloud(x[rows], y, ground)
         if self.barycentric:
-            return rows, None, cloud.apply(cloud.softmin(h, epsilon), h, epsilon, data)
-        return rows, _soft_partners(cloud, h, epsilon, generator), None
+            return rows, None, costs.apply(costs.softmin(h, epsilon), h, epsilon, data)
+        return rows, _soft_partners(costs, h, epsilon, generator), None
 
 
 class SemidiscreteCoupling(Coupling):
@@ -644,13 +649,19 @@ def _partners(rows: Tensor, entries: Entries, n: int, generator: torch.Generator
     return found
 
 
-def _soft_partners(cloud: PointCloud, h: Tensor, epsilon: float, generator: torch.Generator | None) -> Tensor:
+def _costs(x: Tensor, y: Tensor, ground: Cost) -> Geometry:
+    """The costs of all pairs: as a matrix where each pass over them would be a product in many dimensions."""
+    cloud = PointCloud(x, y, ground)
+    return CostMatrix(cloud.tile()) if x.shape[-1] > _WIDE and len(x) * len(y) <= _MATRIX else cloud
+
+
+def _soft_partners(costs: Geometry, h: Tensor, epsilon: float, generator: torch.Generator | None) -> Tensor:
     """A column for each row, with probabilities proportional to exp((h_j - c_ij) / epsilon): (n,)."""
-    n, m = cloud.shape
+    n, m = costs.shape
     parts = []
-    for rows in torch.arange(n, device=cloud.device).split(max(1, _TILE // m)):
-        total = ((h - cloud.tile(rows)).double() / epsilon).softmax(-1).cumsum(-1)
-        places = _uniform(len(rows), cloud.device, generator).unsqueeze(-1) * total[:, -1:]
+    for rows in torch.arange(n, device=costs.device).split(max(1, _TILE // m)):
+        total = ((h - costs.tile(rows)) / epsilon).softmax(-1).double().cumsum(-1)
+        places = _uniform(len(rows), costs.device, generator).unsqueeze(-1) * total[:, -1:]
         parts.append(torch.searchsorted(total, places, right=True).squeeze(-1))
     return torch.cat(parts).clamp(max=m - 1)
 
