@@ -215,6 +215,8 @@ class Traversal(Verification):
             level, fresh = tree.depth[nodes], tried[prompts, tree.depth[nodes]] == 0
             if bool(fresh.all()):
                 return _rows(p, nodes)
+            if not bool(fresh.any()):
+                return rest[prompts, level]
             return torch.where(fresh.unsqueeze(1), _rows(p, nodes), rest[prompts, level])
 
         every = going = torch.arange(len(roots), device=p.device)
