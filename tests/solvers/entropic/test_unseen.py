@@ -14,6 +14,7 @@ import brenier
 from brenier import KL, TV, CostMatrix, Exact, Free, Grid, Partial, PointCloud, Problem, Ragged, Slack
 from brenier.geometry import base as geometry_base
 from brenier.kernels import device
+from brenier.kernels.build import native
 from brenier.solvers import Sinkhorn, SymmetricSinkhorn
 from brenier.solvers.base import _Part
 from brenier.solvers.entropic import relaxation, sinkhorn
@@ -103,6 +104,7 @@ def test_nothing_is_looked_at_between_two_tests(name, way, waiting):
     assert looks.seen == []
 
 
+@pytest.mark.skipif(native is None, reason="the reference copies what tells the blocks apart")
 def test_ragged_clouds_on_fused_kernels(waiting, monkeypatch):
     from brenier.geometry import ragged as module
 
