@@ -10,7 +10,8 @@ indices of pairs. torchcfm is the exact sampler of that library; where it is not
 distances of torch, which is what it calls, runs in its place. Out of time and not installed are results.
 
 Then the training loop: a network on Fashion-MNIST, batches of 256, with no coupling, with pools of 4,096 coupled
-between steps, and with the same in the background of the loader: seconds, and the share of them that the loop waited.
+between steps, and with the same in the background of the loader, from the first batch on or with a ramp: seconds, and
+the share of them that the loop waited.
 """
 
 import argparse
@@ -143,7 +144,8 @@ def loop(kind, steps):
     loss = FlowMatching()
     coupling = IndependentCoupling() if kind == "no coupling" else ExactCoupling()
     inner = DataLoader(data[: 256 * steps], batch_size=256, shuffle=True)
-    loader = CouplingLoader(inner, coupling, pool=16, background=kind != "between steps")
+    background, ramp = kind != "between steps", kind.endswith("ramp")
+    loader = CouplingLoader(inner, coupling, pool=16, background=background, ramp=ramp)
     begin, far = time.perf_counter(), 0.0
     for x0, x1, _ in loader:
         value, info = loss(lambda z, t: network(torch.cat([z, t.unsqueeze(1)], 1)), x0, x1)
@@ -200,7 +202,7 @@ def loops(arguments):
     print("| training, pools of 4,096 | seconds | waited for couplings | of all | coupling | mean cost of pairs |")
     print("|---|---|---|---|---|---|")
     rows = []
-    for kind in ("no coupling", "between steps", "in the background"):
+    for kind in ("no coupling", "between steps", "in the background", "in the background, with a ramp"):
         row = {"loop": kind, **child(["loop", kind, arguments.steps], arguments)}
         rows.append(row)
         if "failed" in row:

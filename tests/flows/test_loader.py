@@ -71,6 +71,21 @@ def test_sizes_and_length(data, labels):
     assert loader.stats.seconds > 0
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_a_ramp_begins_with_one_batch_and_grows_to_the_pool(data, labels, background):
+    class Watching(ExactCoupling):
+        def __call__(self, x0, x1, **options):
+            sizes.append(len(x0))
+            return super().__call__(x0, x1, **options)
+
+    sizes: list[int] = []
+    seen = everything(loaded(data, labels, coupling=Watching(), pool=3, ramp=True, background=background))
+    assert sizes == [16, 32, 48, 4]
+    assert len(seen[0]) == 100
+    again = everything(loaded(data, labels, coupling=ExactCoupling(), pool=3, ramp=True, background=not background))
+    assert all(map(torch.equal, seen, again))
+
+
 def test_pools_cost_less_than_batches(data, labels):
     costs = []
     for pool in (1, 7):

@@ -77,6 +77,8 @@ class CouplingLoader:
         pool: batches to couple at once.
         ahead: pools that are coupled before they are needed.
         background: couple in a thread.
+        ramp: begin each pass with a pool of one batch, and let pools grow by a half until `pool` is reached: the loop
+            then need not stand still for a large first pool.
         labels: which of the things beside the data are labels that the coupling shall respect: 0 for the first; None
             for none.
         generator: of seeds, on the CPU; that of torch when None.
@@ -111,6 +113,7 @@ class CouplingLoader:
         pool: int = 1,
         ahead: int = 1,
         background: bool = True,
+        ramp: bool = False,
         labels: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -129,7 +132,7 @@ class CouplingLoader:
             refuse("generator", "a torch.Generator or None", type(generator).__name__)
         self.loader, self.coupling, self.source = loader, coupling, source
         self.pool, self.ahead, self.background, self.labels = pool, ahead, background, labels
-        self.generator = generator
+        self.ramp, self.generator = ramp, generator
         self.stats = LoaderStats()
         self._reader: Source | None = None
 
@@ -162,11 +165,12 @@ class CouplingLoader:
     def _pools(self) -> Iterator[_Pool]:
         seed = int(torch.randint(_SEEDS, (), generator=self.generator))
         batches: list[tuple[Tensor, tuple[Any, ...]]] = []
+        size = 1 if self.ramp else self.pool
         for batch in self.loader:
             batches.append(_read_batch(batch))
-            if len(batches) == self.pool:
+            if len(batches) == size:
                 yield self._gathered(batches, seed)
-                batches, seed = [], seed + 2
+                batches, seed, size = [], seed + 2, min(size + (size + 1) // 2, self.pool)
         if batches:
             yield self._gathered(batches, seed)
 
