@@ -260,8 +260,8 @@ def test_hessian_vector_product(cost: str) -> None:
     x = leaf(x)
     (product,) = torch.autograd.grad((gradient(x) * d).sum(), x)
     assert_close(product, numeric, 1e-6)
-    (shortcut,) = torch.autograd.grad((gradient(x, Envelope()) * d).sum(), x)
-    assert float((shortcut - numeric).norm()) > 0.1 * float(numeric.norm())  # the potentials do move
+    with pytest.raises(InvalidInput, match="Use adjoint=Implicit"):  # the potentials do move
+        torch.autograd.grad((gradient(x, Envelope()) * d).sum(), x)
 
 
 def test_first_derivative_of_the_value_is_that_of_the_envelope() -> None:

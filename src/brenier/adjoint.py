@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ._inputs import is_count, is_real
+from ._once import first_order, walled
 from .errors import NotConvergedWarning, refuse
 from .marginals import FLOOR, Exact, Side
 from .plan import FactoredPlan, GibbsPlan, Plan, SparsePlan
@@ -58,11 +58,21 @@ class Envelope(Adjoint):
     The value is a maximum over potentials, so its gradient is that of the dual function at the optimal potentials,
     held fixed. Exact at the optimum, and off by O(marginal error) before. Plans and potentials carry no gradient.
     Gradients in a and b are the potentials, fixed up to a constant: use them along directions that keep the mass.
+    Second derivatives are right where the plan does not move, in points or costs of an exact problem; elsewhere asking
+    for them is an error.
 
     One differentiable pass over the pairs for an entropic problem, O(n + m) work for an exact one.
     """
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
+        value = self._first(value, problem, plan, f, g)
+        if _constant(problem, plan):
+            return value
+        cure = "Use adjoint=Implicit()." if problem.epsilon is not None else ""
+        return first_order(value, problem.tensors, f"a value with adjoint={self!r}", cure)
+
+    def _first(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
+        """The value with the gradients of the dual function at fixed potentials."""
         if not _moves(problem):
             return value
         if isinstance(plan, GibbsPlan):  # over the plan's pairs, which need not be all
@@ -157,7 +167,7 @@ class Implicit(Envelope):
         return (moving[0] - shift).to(f), (moving[1] + shift).to(g)
 
     def attach(self, value: Tensor, problem: Problem, plan: Plan, f: Tensor, g: Tensor) -> Tensor:
-        value = super().attach(value, problem, plan, f, g)
+        value = self._first(value, problem, plan, f, g)
         if not (torch.is_grad_enabled() and f.requires_grad):
             return value
         # f and g go inside a tuple: a first backward pass must not reach them
@@ -292,6 +302,16 @@ def _raised(soft: Tensor, side: Side) -> Tensor:
 
 def _moves(problem: Problem) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in problem.tensors)
+
+
+def _constant(problem: Problem, plan: Plan) -> bool:
+    """Whether the derivatives that are asked for hold what stays: the plan of a linear problem, or its potentials."""
+    linear = all(m.prices(side) is not None for m, side in zip(problem.marginals, problem.sides))
+    if not (linear and problem.epsilon is None and problem.regularizer is None and isinstance(plan, SparsePlan)):
+        return False
+    costs = len(problem.geometry.tensors)
+    moves = [t.requires_grad for t in problem.tensors]
+    return not (any(moves[:costs]) and any(moves[costs:]))
 
 
 def _need_epsilon(name: str, problem: Problem) -> None:
@@ -485,12 +505,14 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, new_f: Tensor, new_g: Tensor, system: _System) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         ctx.system = system
+        ctx.save_for_backward(new_f, new_g)
         return system.f.clone(), system.g.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        return *ctx.system.solve(u, v), None
+    def backward(ctx: Any, u: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        with torch.no_grad():
+            found = ctx.system.solve(u, v)
+        return *walled(found, (u, v, *ctx.saved_tensors), "plan, potentials or map with Implicit()"), None
 
 
 class _Curvature(torch.autograd.Function):

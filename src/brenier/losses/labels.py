@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._inputs import is_real, same_place, weights_tensor
+from ..adjoint import Adjoint, Envelope
 from ..api import solve
 from ..costs import Factors, InnerProductCost, SqEuclidean
 from ..errors import refuse
@@ -91,6 +92,7 @@ def labelled_wasserstein(
     weight: float = 1.0,
     conditional: str = "gaussian",
     epsilon: float | Relative | Tensor | None = None,
+    adjoint: Adjoint = Envelope(),
 ) -> Tensor:
     r"""Compute the transport cost between labelled clouds whose labels need not be the same.
 
@@ -105,6 +107,7 @@ def labelled_wasserstein(
         a, b: masses of equal totals; uniform with total 1 when None.
         weight: w >= 0, of labels against points.
         epsilon: in cost units, or `Relative(0.05)`; None is exact.
+        adjoint: as for `solve`; second derivatives of an entropic value need `Implicit()`.
 
     Raises:
         InvalidInput: what `class_costs` and `solve` refuse, a negative weight.
@@ -119,7 +122,7 @@ def labelled_wasserstein(
 
     Source: Alvarez-Melis & Fusi (2020), Geometric dataset distances via optimal transport.
     """
-    return untraced(_labelled)(x, labels_x, y, labels_y, a, b, weight, conditional, epsilon)
+    return untraced(_labelled)(x, labels_x, y, labels_y, a, b, weight, conditional, epsilon, adjoint)
 
 
 def _costs(x: Any, labels_x: Any, y: Any, labels_y: Any, a: Any, b: Any, conditional: str) -> Tensor:
@@ -127,7 +130,16 @@ def _costs(x: Any, labels_x: Any, y: Any, labels_y: Any, a: Any, b: Any, conditi
 
 
 def _labelled(
-    x: Any, labels_x: Any, y: Any, labels_y: Any, a: Any, b: Any, weight: float, conditional: str, epsilon: Any
+    x: Any,
+    labels_x: Any,
+    y: Any,
+    labels_y: Any,
+    a: Any,
+    b: Any,
+    weight: float,
+    conditional: str,
+    epsilon: Any,
+    adjoint: Adjoint,
 ) -> Tensor:
     if not (is_real(weight) and 0 <= weight < math.inf):
         refuse("weight", "a finite number >= 0", repr(weight))
@@ -138,7 +150,8 @@ def _labelled(
     middle = ((x.detach().mean(0) + y.detach().mean(0)) / 2) if x.shape[-1] == y.shape[-1] else 0
     first = torch.cat([x - middle, one_hot_x], -1)
     second = torch.cat([y - middle, one_hot_y @ costs.mT], -1)
-    value: Tensor = solve(PointCloud(first, second, Labelled(x.shape[-1])), a=a, b=b, epsilon=epsilon).value
+    geometry = PointCloud(first, second, Labelled(x.shape[-1]))
+    value: Tensor = solve(geometry, a=a, b=b, epsilon=epsilon, adjoint=adjoint).value
     return value
 
 

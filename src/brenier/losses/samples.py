@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._inputs import is_real
+from ..adjoint import Adjoint, Envelope
 from ..costs import Cost, Euclidean, SqEuclidean
 from ..errors import refuse
 from ..marginals import KL, Exact
@@ -64,6 +65,7 @@ class SamplesLoss(nn.Module):
         potentials: return the debiased potentials at x and at y in the place of the value, without gradients.
         kernel: None; another is refused.
         diameter, scaling, truncate, cluster_scale, verbose, backend: accepted, without effect.
+        adjoint: as for `sinkhorn_divergence`; second derivatives need `Implicit()`.
 
     Raises:
         InvalidInput: another loss or p, lengths that are not positive, cluster labels (six arguments), a KeOps formula.
@@ -94,6 +96,7 @@ class SamplesLoss(nn.Module):
         potentials: bool = False,
         verbose: bool = False,
         backend: str = "auto",
+        adjoint: Adjoint = Envelope(),
     ) -> None:
         super().__init__()
         if loss not in _LOSSES:
@@ -110,7 +113,7 @@ class SamplesLoss(nn.Module):
         if potentials and loss != "sinkhorn":
             refuse("potentials", "False for a kernel norm", "True")
         self.loss, self.p, self.blur, self.reach = loss, p, float(blur), reach
-        self.cost, self.debias, self.potentials = cost, debias, potentials
+        self.cost, self.debias, self.potentials, self.adjoint = cost, debias, potentials, adjoint
 
     def forward(self, *measures: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The value of (x, y) or (a, x, b, y), (B,) or (); or the potentials, shaped as the masses.
@@ -140,6 +143,7 @@ class SamplesLoss(nn.Module):
             epsilon=scale * self.blur**self.p,
             marginals=Exact() if self.reach is None else KL(scale * self.reach**self.p),
             debiased=self.debias,
+            adjoint=self.adjoint,
         )
         if self.potentials:
             f, g = found.potentials

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._inputs import is_real
+from ..adjoint import Adjoint, Envelope
 from ..api import solve
 from ..costs import Cost, as_cost
 from ..errors import refuse
@@ -72,6 +73,7 @@ def order_preserving_wasserstein(
     width: float = 1.0,
     cost: Ground = "sqeuclidean",
     tol: float | None = None,
+    adjoint: Adjoint = Envelope(),
 ) -> Tensor:  # (*batch,)
     r"""Compute the cost of aligning two sequences, where points should meet at like positions.
 
@@ -90,7 +92,7 @@ def order_preserving_wasserstein(
         order: lambda, in cost units; 50 in the paper.
         width: sigma, of the band around the diagonal, in steps.
         cost: between points, as for `solve`.
-        tol: as for `solve`.
+        tol, adjoint: as for `solve`; second derivatives need `Implicit()`.
 
     Raises:
         InvalidInput: sequences that do not fit together, numbers that are not positive.
@@ -106,10 +108,12 @@ def order_preserving_wasserstein(
 
     Source: Su & Hua (2017), Order-preserving Wasserstein distance for sequence matching.
     """
-    return untraced(_aligned)(x, y, a, b, epsilon, width, Ordered(cost, order=order), tol)
+    return untraced(_aligned)(x, y, a, b, epsilon, width, Ordered(cost, order=order), tol, adjoint)
 
 
-def _aligned(x: Any, y: Any, a: Any, b: Any, epsilon: Any, width: Any, ground: Ordered, tol: float | None) -> Tensor:
+def _aligned(
+    x: Any, y: Any, a: Any, b: Any, epsilon: Any, width: Any, ground: Ordered, tol: float | None, adjoint: Adjoint
+) -> Tensor:
     for name, given in (("epsilon", epsilon), ("width", width)):
         if not (is_real(given) and 0 < given < math.inf):
             refuse(name, "a positive finite number", repr(given))
@@ -119,7 +123,7 @@ def _aligned(x: Any, y: Any, a: Any, b: Any, epsilon: Any, width: Any, ground: O
         x, y = [s for s, _ in pairs], [t for _, t in pairs]
     elif xs is None and ys is None:
         x, y = _placed(read_cloud(x, "x"), read_cloud(y, "y"), epsilon, width)
-    value: Tensor = solve(between(x, y, ground), a=a, b=b, epsilon=epsilon, tol=tol).value
+    value: Tensor = solve(between(x, y, ground), a=a, b=b, epsilon=epsilon, tol=tol, adjoint=adjoint).value
     return value
 
 

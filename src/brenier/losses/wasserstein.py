@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._inputs import float_tensor, is_real
+from ..adjoint import Adjoint, Envelope
 from ..api import solve
 from ..costs import Cost, Euclidean, Lp, SqEuclidean
 from ..errors import refuse
@@ -38,7 +39,8 @@ def exact_wasserstein(
     .. math:: W_p^p = \min_{P \mathbf 1 = a,\, P^\top \mathbf 1 = b} \sum_{ij} P_{ij} \lVert x_i - y_j\rVert^p
 
     Differentiable in points and masses at the optimal plan, held fixed; where several plans are optimal, that of one.
-    For p = 2 the second derivative is that of this plan as well. The p-th root is the distance.
+    Second derivatives in the points are those of this plan as well; those in points and masses at once are refused. The
+    p-th root is the distance.
 
     Args:
         x, y: clouds, batch axes broadcast; or lists of clouds of different sizes.
@@ -72,6 +74,7 @@ def partial_wasserstein(
     p: float = 2.0,
     cost: Ground | None = None,
     epsilon: float | Relative | Tensor | None = None,
+    adjoint: Adjoint = Envelope(),
 ) -> Tensor:  # (*batch,)
     r"""Compute the least cost of moving a part of the mass, which part is for the plan to choose.
 
@@ -85,6 +88,7 @@ def partial_wasserstein(
         mass: how much is moved, a number or (*batch,), at most either total.
         p, cost: as for `exact_wasserstein`.
         epsilon: in cost units; None is exact.
+        adjoint: as for `solve`; second derivatives of an entropic value need `Implicit()`.
 
     Raises:
         InvalidInput: clouds that do not fit together, p < 1, a mass that is not there.
@@ -100,7 +104,8 @@ def partial_wasserstein(
     Source: Caffarelli & McCann (2010), Free boundaries in optimal transport; Chapel, Alaya & Gasso (2020), Partial
     optimal transport with applications on positive-unlabeled learning.
     """
-    return untraced(_transport)(x, y, a, b, _power(p, cost), {"marginals": Partial(mass), "epsilon": epsilon})
+    options = {"marginals": Partial(mass), "epsilon": epsilon, "adjoint": adjoint}
+    return untraced(_transport)(x, y, a, b, _power(p, cost), options)
 
 
 def gaussian_wasserstein(
@@ -118,7 +123,8 @@ def gaussian_wasserstein(
         - 2 \operatorname{tr}(S^{1/2} T S^{1/2})^{1/2}
 
     A lower bound of the squared Wasserstein cost between the clouds, and a loss on features in many dimensions (the
-    Fréchet distance). With an epsilon it is the Sinkhorn divergence of the Gaussians. Differentiable once.
+    Fréchet distance). With an epsilon it is the Sinkhorn divergence of the Gaussians. Twice differentiable, in
+    epsilon once.
 
     Args:
         x, y: clouds, batch axes broadcast.
@@ -162,7 +168,7 @@ def gromov_loss(
     .. math:: \min_P \sum_{ii'jj'} L(C_{ii'}, D_{jj'})\, P_{ij} P_{i'j'}
 
     The value of `gromov_wasserstein`, which also gives the plan and its lower bounds. Differentiable in points,
-    matrices and masses at the plan that was found, held fixed.
+    matrices and masses at the plan that was found, held fixed; second derivatives are refused.
 
     Args:
         x, y: clouds, in spaces of any dimension; or matrices (*batch, n, n) and (*batch, m, m) with

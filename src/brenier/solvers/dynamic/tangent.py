@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._inputs import Kind, check_finite, float_tensor, is_real, kind_of, same_place
+from ..._once import walled
 from ...errors import NotConvergedWarning, refuse
 from ...marginals import ROUNDING
 from ..base import check_count, check_number
@@ -327,12 +328,14 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rhs: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.solve = solve
+        ctx.save_for_backward(rhs)
         return torch.zeros_like(rhs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.solve(grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = ctx.solve(grad)
+        return *walled((found,), (grad, *ctx.saved_tensors), "a tangent vector"), None
 
 
 class _Solved(NamedTuple):

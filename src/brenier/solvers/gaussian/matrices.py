@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from ..._once import walled
 
 __all__ = ["moments", "overlap", "overlap_of_factors", "plan_matrix", "root"]
 
@@ -64,22 +65,38 @@ def _floor(values: Tensor) -> Tensor:
 
 
 class _Root(torch.autograd.Function):
-    """The square root; its derivative solves R X + X R = dS, with zero where both eigenvalues are."""
+    """The square root R, with derivatives of any order: dR solves R dR + dR R = dS."""
 
     @staticmethod
     def forward(ctx: Any, S: Tensor) -> Tensor:  # type: ignore[override]
         values, vectors = torch.linalg.eigh((S + S.mT) / 2)
         values = torch.where(values > _floor(values.abs()), values, 0).sqrt()
-        ctx.save_for_backward(values, vectors)
-        return (vectors * values.unsqueeze(-2)) @ vectors.mT
+        R = (vectors * values.unsqueeze(-2)) @ vectors.mT
+        ctx.save_for_backward(R, values, vectors)
+        return R
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        values, vectors = ctx.saved_tensors
+        out: Tensor = _Sylvester.apply(*ctx.saved_tensors, (grad + grad.mT) / 2)
+        return out
+
+
+class _Sylvester(torch.autograd.Function):
+    """The X with R X + X R = G for symmetric R and G, with zero where both eigenvalues of R are."""
+
+    @staticmethod
+    def forward(ctx: Any, R: Tensor, values: Tensor, vectors: Tensor, G: Tensor) -> Tensor:  # type: ignore[override]
         total = values.unsqueeze(-1) + values.unsqueeze(-2)
         weight = torch.where(total > 0, 1 / torch.where(total > 0, total, 1), 0)
-        return vectors @ (weight * (vectors.mT @ ((grad + grad.mT) / 2) @ vectors)) @ vectors.mT
+        X = vectors @ (weight * (vectors.mT @ G @ vectors)) @ vectors.mT
+        ctx.save_for_backward(R, values, vectors, X)
+        return X
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        R, values, vectors, X = ctx.saved_tensors
+        Z = _Sylvester.apply(R, values, vectors, (grad + grad.mT) / 2)
+        return -(X @ Z + Z @ X), None, None, Z
 
 
 def root(S: Tensor) -> Tensor:  # (*batch, d, d)
@@ -100,27 +117,30 @@ class _Overlap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, S: Tensor, T: Tensor, e: Tensor) -> Tensor:  # type: ignore[override]
         s, left, right = _singular(root(S), root(T))
-        ctx.save_for_backward(s, left, right, e)
+        ctx.save_for_backward(s, left, right, S, T, e)
         return _phi(s.square(), _line(e)).sum(-1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        s, left, right, e = ctx.saved_tensors
-        w = _slope(s.square(), _line(e)).unsqueeze(-2)
-        of_s, of_t = ((v * w) @ v.mT * grad[..., None, None] for v in (right, left))
-        of_e = None
-        if ctx.needs_input_grad[2]:
-            d = (4 * s.square() + _line(e * e)).sqrt()
-            safe = torch.where(e > 0, e, 1)
-            of_e = -grad * torch.where(e > 0, torch.log1p((d - _line(e)) / _line(2 * safe)).sum(-1), 0)
-        return of_s, of_t, of_e
+        s, left, right, S, T, e = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the same matrices, with derivatives
+            plans = plan_matrix(S, T, e), plan_matrix(T, S, e)
+        else:
+            w = _slope(s.square(), _line(e)).unsqueeze(-2)
+            plans = (right * w) @ right.mT, (left * w) @ left.mT
+        of_s, of_t = (plan * grad[..., None, None] for plan in plans)
+        if not ctx.needs_input_grad[2]:
+            return of_s, of_t, None
+        d = (4 * s.square() + _line(e * e)).sqrt()
+        safe = torch.where(e > 0, e, 1)
+        of_e = -grad * torch.where(e > 0, torch.log1p((d - _line(e)) / _line(2 * safe)).sum(-1), 0)
+        return of_s, of_t, *walled((of_e,), (grad, S, T, e), "a Gaussian cost in epsilon")
 
 
 def overlap(S: Tensor, T: Tensor, e: Tensor) -> Tensor:
     """Sum of phi over the eigenvalues of S T, (*batch,), for S, T (*batch, d, d) and e (*batch,), of one batch shape.
 
-    Gradients are those of least norm where a covariance has not full rank; first derivatives only.
+    Gradients are those of least norm where a covariance has not full rank. Second derivatives in S and T only.
     """
     out: Tensor = _Overlap.apply(S, T, e)
     return out
@@ -138,24 +158,29 @@ class _PlanMatrix(torch.autograd.Function):
         return (right * _slope(s.square(), _line(e)).unsqueeze(-2)) @ right.mT
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         s, Vh, S, R, e = ctx.saved_tensors
-        e = _line(e)
-        w, d = _slope(s.square(), e), (4 * s.square() + e * e).sqrt()
-        W = (Vh.mT * w.unsqueeze(-2)) @ Vh
-        grad = (grad + grad.mT) / 2
-        inner = R @ grad @ R
-        # (W_i - W_j) / (t_i - t_j) = -2 W_i W_j / (d_i + d_j)
-        total = d.unsqueeze(-1) + d.unsqueeze(-2)
-        ratio = -2 * w.unsqueeze(-1) * w.unsqueeze(-2) / torch.where(total > 0, total, 1)
-        of_t = Vh.mT @ (torch.where(total > 0, ratio, 0) * (Vh @ inner @ Vh.mT)) @ Vh
-        of_r = 2 * (grad @ R @ W + of_t @ R @ S)
-        of_e = None
-        if ctx.needs_input_grad[2]:  # dW / de = -W / d
-            slope = torch.where(d > 0, -w / torch.where(d > 0, d, 1), 0)
-            of_e = (slope * ((Vh @ inner) * Vh).sum(-1)).sum(-1)
-        return R @ of_t @ R, (of_r + of_r.mT) / 2, of_e
+        with torch.no_grad():
+            *found, of_e = _plan_gradients(s, Vh, S, R, _line(e), (grad + grad.mT) / 2)
+        wanted = (*found, of_e if ctx.needs_input_grad[2] else None)
+        return walled(wanted, (grad, S, R, e), "the matrix of a Gaussian plan")
+
+
+def _plan_gradients(
+    s: Tensor, Vh: Tensor, S: Tensor, R: Tensor, e: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of <grad, R W(R S R) R> in S, R and e, for R S R = Vh^T diag(s^2) Vh."""
+    w, d = _slope(s.square(), e), (4 * s.square() + e * e).sqrt()
+    W = (Vh.mT * w.unsqueeze(-2)) @ Vh
+    inner = R @ grad @ R
+    # (W_i - W_j) / (t_i - t_j) = -2 W_i W_j / (d_i + d_j)
+    total = d.unsqueeze(-1) + d.unsqueeze(-2)
+    ratio = -2 * w.unsqueeze(-1) * w.unsqueeze(-2) / torch.where(total > 0, total, 1)
+    of_t = Vh.mT @ (torch.where(total > 0, ratio, 0) * (Vh @ inner @ Vh.mT)) @ Vh
+    of_r = 2 * (grad @ R @ W + of_t @ R @ S)
+    slope = torch.where(d > 0, -w / torch.where(d > 0, d, 1), 0)  # dW / de = -W / d
+    of_e = (slope * ((Vh @ inner) * Vh).sum(-1)).sum(-1)
+    return R @ of_t @ R, (of_r + of_r.mT) / 2, of_e
 
 
 def plan_matrix(S: Tensor, T: Tensor, e: Tensor) -> Tensor:

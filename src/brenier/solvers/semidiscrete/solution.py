@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..._inputs import Kind, check_finite, float_tensor
+from ..._once import walled
 from ...certificate import Certificate
 from ...errors import need, refuse
 from ...solution import Status
@@ -82,14 +82,13 @@ class _Envelope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, y: Tensor, b: Tensor, dy: Tensor, db: Tensor) -> Tensor:
-        ctx.save_for_backward(dy, db)
+        ctx.save_for_backward(y, b, dy, db)
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        dy, db = ctx.saved_tensors
-        return None, grad * dy, grad * db, None, None
+        y, b, dy, db = ctx.saved_tensors
+        return None, *walled((grad * dy, grad * db), (grad, y, b), "a semi-discrete value"), None, None
 
 
 class SemidiscreteSolution:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..._once import first_order
 from ...certificate import Certificate, certify
 from ...errors import refuse
 from ...geometry import CostMatrix, Factored, Geometry
@@ -129,6 +130,7 @@ class GromovSolution(Solution):
             if self._grad and any(t.requires_grad for t in self.problem.tensors):
                 surrogate = self._surrogate().to(value.dtype)
                 value = value + (surrogate - surrogate.detach())
+                value = first_order(value, self.problem.tensors, "a Gromov-Wasserstein value")
         return self.kind.array(value)
 
     def _surrogate(self) -> Tensor:
