@@ -41,6 +41,7 @@ import functools  # noqa: E402
 import multiprocessing  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -101,23 +102,26 @@ def pot(C, D, epsilon):
 
 def ott(C, D, epsilon):
     """Compiled for these sizes before; the plan."""
-    # its linear cost is half the gradient, so that half the epsilon belongs to it
-    compiled = _ott(C.shape, D.shape, epsilon / 2)
-    return np.asarray(compiled(C, D))
+    return np.asarray(compiled(C.shape, D.shape, epsilon)(C, D))
 
 
 @functools.cache
-def _ott(left, right, epsilon):
+def compiled(left, right, epsilon):
+    # its linear cost is half the gradient, so that half the epsilon belongs to it
     def solve(C, D):
         inner = Sinkhorn(threshold=1e-7, max_iterations=5000)
-        solver = GromovWasserstein(inner, epsilon=epsilon, warm_start=True, threshold=1e-8, max_iterations=500)
+        solver = GromovWasserstein(inner, epsilon=epsilon / 2, warm_start=True, threshold=1e-8, max_iterations=500)
         return solver(QuadraticProblem(Geometry(C), Geometry(D))).matrix
 
     return jax.jit(solve).lower(*(jax.ShapeDtypeStruct(shape, float) for shape in (left, right))).compile()
 
 
+def prepare(*sizes_and_epsilon):
+    compiled(*sizes_and_epsilon)
+
+
 class Rival:
-    """A solver in a process of its own, which is stopped where it takes too long."""
+    """A solver in a process of its own, which is stopped where it takes too much of the processor."""
 
     def __init__(self, solve):
         self.solve, self.pool = solve, None
@@ -127,12 +131,16 @@ class Rival:
         if self.pool is None:
             self.pool = multiprocessing.get_context("spawn").Pool(1)
         if self.solve is ott:  # not timed
-            self.pool.apply(_prepare, (C.shape, D.shape, epsilon / 2))
-        try:
-            return self.pool.apply_async(timed, (self.solve, C, D, epsilon)).get(limit)
-        except multiprocessing.TimeoutError:
-            self.stop()
-            return limit, None
+            self.pool.apply(prepare, (C.shape, D.shape, epsilon))
+        begin = self.pool.apply(time.process_time)
+        process = self.pool.apply(os.getpid)
+        job = self.pool.apply_async(timed, (self.solve, C, D, epsilon))
+        while not job.ready() and taken(process) - begin < limit:
+            job.wait(0.2)
+        if job.ready():
+            return job.get()
+        self.stop()
+        return limit, None
 
     def stop(self):
         if self.pool is not None:
@@ -141,8 +149,10 @@ class Rival:
             self.pool = None
 
 
-def _prepare(*shapes_and_epsilon):
-    _ott(*shapes_and_epsilon)
+def taken(process):
+    """Seconds of the processor that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(solve, *arguments):

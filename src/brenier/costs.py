@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
-from .kernels.distances import distances
+from .kernels.distances import distances, squared_distances
 
 __all__ = [
     "Arc",
@@ -108,6 +108,8 @@ class SqEuclidean(InnerProductCost):
         return (x - y).square().sum(-1)
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
+        if not _recorded(x, y):
+            return squared_distances(x, y)
         if x.shape[-1] <= _DIRECT_DIM:
             out: Tensor | None = None
             for k in range(x.shape[-1]):  # one n x m buffer at a time, exact zeros for equal points
@@ -226,6 +228,10 @@ class Mahalanobis(InnerProductCost):
             )
 
 
+def _recorded(x: Tensor, y: Tensor) -> bool:
+    return (x.requires_grad or y.requires_grad) and torch.is_grad_enabled()
+
+
 def _powered(length: Tensor, power: float) -> Tensor:
     """A length to a power, with the zero subgradient at zero for powers below one."""
     if power == 1:
@@ -275,7 +281,7 @@ class Lp(Cost):
         return self._power(torch.linalg.vector_norm(x - y, ord=self.p, dim=-1))
 
     def block(self, x: Tensor, y: Tensor) -> Tensor:
-        if not ((x.requires_grad or y.requires_grad) and torch.is_grad_enabled()):
+        if not _recorded(x, y):
             return self._power(distances(x, y, self.p))
         if self.p == 2:
             return self._power(_EuclideanBlock.apply(x, y))

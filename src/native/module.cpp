@@ -123,10 +123,12 @@ auto smoothed_duals(Matrix cost, Vector<std::int64_t> supply, Vector<std::int64_
 
 using Writable = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-void distances(Matrix x, Matrix y, bool squares, int threads, Writable out) {
+void distances(Matrix x, Matrix y, int power, bool root, int threads, Writable out) {
+  using brenier::Power;
+  const Power kind = power == 1 ? Power::kAbsolute : root ? Power::kRoot : Power::kSquares;
   Poll poll{nb::none()};
   nb::gil_scoped_release nogil;
-  brenier::distances(x.data(), y.data(), out.data(), x.shape(0), y.shape(0), x.shape(1), squares, threads,
+  brenier::distances(x.data(), y.data(), out.data(), x.shape(0), y.shape(0), x.shape(1), kind, threads,
                      [&poll] { poll(); });
 }
 
@@ -267,7 +269,7 @@ NB_MODULE(_native, module) {
              "max_iter"_a, "interrupt"_a.none());
   module.def("network_simplices", &network_simplices, "cost"_a.noconvert(), "supply"_a, "demand"_a,
              "tree"_a.none(), "threads"_a, "interrupt"_a.none());
-  module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "squares"_a, "threads"_a,
+  module.def("distances", &distances, "x"_a.noconvert(), "y"_a.noconvert(), "power"_a, "root"_a, "threads"_a,
              "out"_a.noconvert());
   module.def("partial_paths", &partial_paths, "x"_a.noconvert(), "y"_a.noconvert(), "p"_a, "pairs"_a, "price"_a,
              "threads"_a);

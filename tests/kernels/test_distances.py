@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from brenier.kernels.distances import distances
+from brenier.kernels.distances import distances, squared_distances
 
 
 def test_distances_of_known_points():
@@ -39,3 +39,35 @@ def test_distances_pass_nan_and_infinity_on():
     for p in (1, 2):
         assert distances(x, y, p)[0].isnan().all()
         assert distances(x, y, p)[1].isinf().all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_near_points_among_far_ones_in_many_dimensions(shift):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 300)) + shift
+    y = np.concatenate([x[:20], x[20:40] + 1e-7 * rng.normal(size=(20, 300)), rng.normal(size=(50, 300))])
+    ours = distances(torch.from_numpy(x), torch.from_numpy(y), 2)
+    np.testing.assert_allclose(ours, cdist(x, y), rtol=1e-13)
+    assert not ours[range(20), range(20)].any()
+
+
+def test_clouds_of_near_points_alone():
+    x = 5 + 1e-6 * np.random.default_rng(0).normal(size=(30, 300))
+    np.testing.assert_allclose(distances(*(torch.from_numpy(x),) * 2, 2), cdist(x, x), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "shape", [((0, 20), (3, 20)), ((7, 20), (5, 20)), ((2, 7, 20), (5, 20)), ((2, 7, 20), (2, 5, 20))]
+)
+def test_squared_distances(shape):
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.normal(size=s)) for s in shape)
+    expected = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    torch.testing.assert_close(squared_distances(x, y), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_squared_distances_in_several_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr("brenier.kernels.distances._CACHED", 20)
+    x, y = (torch.from_numpy(np.random.default_rng(k).normal(size=(11, 300))) for k in range(2))
+    np.testing.assert_allclose(squared_distances(x, y), cdist(x, y, "sqeuclidean"), rtol=1e-13)
+    np.testing.assert_allclose(distances(x, y, 2), cdist(x, y), rtol=1e-13)

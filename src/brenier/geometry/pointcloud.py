@@ -161,6 +161,10 @@ class PointCloud(PairGeometry):
             self._cache = out
         return out
 
+    @property
+    def fused(self) -> bool:
+        return isinstance(self.ground, InnerProductCost) or bool(_kind(self.ground))
+
     def factors(self) -> Factors | None:
         """The cost as h_i + k_j - <u_i, v_j>, of the centred clouds; None where it is not of that form."""
         pairs, h, k = self._pairs()

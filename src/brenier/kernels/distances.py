@@ -1,6 +1,8 @@
-"""All distances of two clouds, native in many dimensions, where torch.cdist is slow."""
+"""All distances of two clouds, from differences or from a matrix product, with no memory beyond the result."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -8,9 +10,12 @@ from torch import Tensor
 
 from .build import native
 
-__all__ = ["distances"]
+__all__ = ["distances", "squared_distances"]
 
-_MANY = 16  # dimensions from which the native loop is the faster one
+_PRODUCT = 256  # dimensions from which a matrix product, and again what is near, beat differences
+_SQUARES = 16  # dimensions above which torch has squares from a product, as digits lost to the norms do no harm
+_NEAR = 1 / 64  # of the squared norms: a square below it has lost digits to them
+_CACHED = 1 << 20  # entries of a block of rows, so that all that is done to it stays in the cache
 
 
 def distances(
@@ -18,20 +23,92 @@ def distances(
     y: Tensor,  # (*batch, m, d)
     p: float,
 ) -> Tensor:
-    """The matrix of ‖x_i - y_j‖_p, (*batch, n, m), summed coordinate by coordinate; not differentiable.
+    """The matrix of ‖x_i - y_j‖_p, (*batch, n, m), to some 13 digits in float64 however near two points are.
 
-    For p = 1 and 2 in float64 on the CPU, without batch axes, a native loop sums several columns at a time; everything
-    else is `torch.cdist`. O(n m d) time; no memory beyond the result.
+    Not differentiable. For p = 1 and 2 in float64 on the CPU, without batch axes, a native loop sums differences, 32
+    columns at a time; for p = 2 in many dimensions it serves only those pairs that a matrix product does not tell well.
+    Everything else is `torch.cdist`. O(n m d) time; no memory beyond the result.
     """
-    known = native is not None and p in (1, 2) and x.shape[-1] >= _MANY
-    if not known or not all(map(_plain, (x, y))):
+    if p not in (1, 2) or not _plain(x, y):
         return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+    x, y = x.detach(), y.detach()
+    if p == 1 or x.shape[-1] < _PRODUCT:
+        return _summed(x, y, int(p), root=p == 2)
+    out = _products(x, y)
+    h, k = _norms(x, y)
+    for rows in _blocks(out):
+        part = out[rows]
+        near = part < _NEAR * (h[rows] + k)
+        part.sqrt_()
+        if near.any():
+            _again(part, near, x[rows], y)
+    return out
+
+
+def squared_distances(
+    x: Tensor,  # (*batch, n, d)
+    y: Tensor,  # (*batch, m, d)
+) -> Tensor:
+    """The matrix of ‖x_i - y_j‖^2, (*batch, n, m); not differentiable.
+
+    From differences in up to 16 dimensions, or wherever the native loop serves (see `distances`); else as
+    ‖x_i‖^2 + ‖y_j‖^2 - 2 <x_i, y_j>, with an error of rounding beside these norms. O(n m d) time; no memory beyond the
+    result.
+    """
+    x, y = x.detach(), y.detach()
+    if x.shape[-1] < _PRODUCT and _plain(x, y):
+        return _summed(x, y, 2, root=False)
+    if x.shape[-1] > _SQUARES:
+        return _products(x, y)
+    out = x.new_zeros(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2])
+    for rows in _blocks(out):
+        for k in range(x.shape[-1]):
+            apart = x[..., rows, None, k] - y[..., None, :, k]
+            out[..., rows, :].addcmul_(apart, apart)
+    return out
+
+
+def _norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x.square().sum(-1, keepdim=True), y.square().sum(-1).unsqueeze(-2)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Squares from a product."""
+    h, k = _norms(x, y)
+    if x.dim() > 2 or y.dim() > 2:
+        return (h + k - 2 * x @ y.mT).clamp_(min=0)
+    out = x.new_empty(len(x), len(y))
+    for rows in _blocks(out):
+        torch.addmm(k, x[rows], y.mT, alpha=-2, out=out[rows]).add_(h[rows]).clamp_(min=0)
+    return out
+
+
+def _blocks(out: Tensor) -> Iterator[slice]:
+    """Blocks of rows (*batch, n, m) that fit in the cache; all rows at once where there is none to speak of."""
+    n = out.shape[-2]
+    step = max(1, n * _CACHED // max(1, out.numel())) if out.device.type == "cpu" else max(1, n)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _again(part: Tensor, near: Tensor, x: Tensor, y: Tensor) -> None:
+    """Replace what two near points have lost."""
+    if 16 * int(near.sum()) > near.numel():
+        part.copy_(_summed(x, y, 2, root=True))
+        return
+    for i, j in zip(*(index.split(_CACHED // x.shape[-1] + 1) for index in near.nonzero(as_tuple=True))):
+        part[i, j] = torch.linalg.vector_norm(x[i] - y[j], dim=-1)
+
+
+def _summed(x: Tensor, y: Tensor, power: int, *, root: bool) -> Tensor:
     assert native is not None
     out = np.empty((len(x), len(y)))
-    rows, cols = (t.detach().contiguous().numpy() for t in (x, y))
-    native.distances(rows, cols, p == 2, torch.get_num_threads(), out)
+    rows, columns = (t.detach().contiguous().numpy() for t in (x, y))
+    native.distances(rows, columns, power, root, torch.get_num_threads(), out)
     return torch.from_numpy(out)
 
 
-def _plain(t: Tensor) -> bool:
-    return type(t) is Tensor and t.ndim == 2 and t.dtype == torch.float64 and t.device.type == "cpu"
+def _plain(x: Tensor, y: Tensor) -> bool:
+    """Whether the native loop takes them."""
+    return native is not None and all(
+        type(t) is Tensor and t.ndim == 2 and t.dtype == torch.float64 and t.device.type == "cpu" for t in (x, y)
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._inputs import all_finite
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry, Ragged
 from ...kernels.assignment import AssignmentResult, assignment
@@ -204,7 +205,7 @@ def _costs(geometry: Geometry, batch: torch.Size, block: int) -> Iterator[Tensor
     else:
         parts = (geometry.item(index).tile().unsqueeze(0) for index in np.ndindex(*batch))
     for cost in parts:
-        if not isinstance(geometry, CostMatrix) and not bool(torch.isfinite(cost).all()):  # a matrix has been checked
+        if not isinstance(geometry, CostMatrix) and not all_finite(cost):  # a matrix has been checked
             refuse(
                 "cost", "finite values between all pairs", "NaN or infinity", "Rescale the points, or mend the cost."
             )

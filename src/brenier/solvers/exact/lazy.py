@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..._inputs import all_finite
 from ...errors import refuse
 from ...geometry import Geometry, Grid
 from ...kernels import simplex
@@ -214,7 +215,7 @@ class LazyTransport:
         device = self._live.device
         blocks = zip(rows.to(device).split(_BLOCK), cols.to(device).split(_BLOCK))
         cost = torch.cat([self._live.cost_at(i, j) for i, j in blocks]).cpu()
-        if not torch.isfinite(cost).all():
+        if not all_finite(cost):
             refuse_cost()
         return rows.numpy(), cols.numpy(), cost.numpy()
 

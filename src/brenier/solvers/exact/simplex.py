@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..._inputs import all_finite
 from ...errors import refuse
 from ...geometry import CostMatrix, Geometry, PointCloud
 from ...kernels import simplex
@@ -25,14 +26,14 @@ from .virtual import Demand, VirtualTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
 
-# Pairs of the largest cost matrix that is formed unasked: 20,000 x 20,000, 3.2 GB; and the number above which a solve
-# without it is faster, where the native engine knows the cost.
+# Pairs of the largest cost matrix that is formed unasked: 20,000 x 20,000, 3.2 GB.
 DENSE_LIMIT = 20_000**2
-_FASTER_LAZY = 3_000**2
+# Where the native engine knows the cost, the pairs above which a solve without the matrix is faster, or not much slower
+# at a tenth of the memory, in up to so many dimensions: the more, the longer it takes to price all pairs again.
+_LAZY_ABOVE = ((11, 3_000**2), (64, 10_000**2))
 # For forecasts: seconds of 10,000 x 10,000 pairs and how they grow, and bytes a line; see benchmarks/exact_lazy.py.
 _DENSE_SECONDS, _DENSE_POWER = 4.0, 2.1
 _LAZY_SECONDS, _LAZY_POWER, _LAZY_DIMENSION, _LINE_BYTES = 0.8, 1.8, 15, 2200
-_WIDE = 64  # dimensions above which each pricing of all pairs costs as much as to form the matrix, once and for all
 
 
 class SimplexState(NamedTuple):
@@ -148,9 +149,13 @@ class NetworkSimplex(Solver[SimplexState]):
         if self.pairs != "auto":
             return self.pairs == "lazy"
         geometry, (n, m) = problem.geometry, problem.shape
-        swift = native is not None and self.engine != "reference" and geometry.fused and geometry.device.type == "cpu"
-        swift = swift and not (isinstance(geometry, PointCloud) and geometry.x.shape[-1] > _WIDE)
-        return n * m > (_FASTER_LAZY if swift else DENSE_LIMIT) and not isinstance(geometry, CostMatrix)
+        if isinstance(geometry, CostMatrix):
+            return False
+        limit = DENSE_LIMIT
+        if native is not None and self.engine != "reference" and geometry.fused and geometry.device.type == "cpu":
+            d = geometry.x.shape[-1] if isinstance(geometry, PointCloud) else 0
+            limit = next((pairs for widest, pairs in _LAZY_ABOVE if d <= widest), limit)
+        return n * m > limit
 
     def forecast(self, problem: Problem) -> Forecast | None:
         (n, m), items = problem.shape, problem.batch_shape.numel()
@@ -243,7 +248,7 @@ class NetworkSimplex(Solver[SimplexState]):
     def _cost(geometry: Geometry) -> NDArray[np.float64]:
         """The cost matrix of one item of the batch."""
         cost = geometry.tile()
-        if not torch.isfinite(cost).all():
+        if not all_finite(cost):
             refuse_cost()
         return cost.contiguous().cpu().numpy()
 
