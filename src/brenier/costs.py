@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._inputs import check_finite, float_tensor, is_real
 from .errors import InvalidInput, refuse
-from .kernels.distances import distances, squared_distances
+from .kernels.distances import DIRECT, distances, squared_distances
 
 __all__ = [
     "Arc",
@@ -94,10 +94,6 @@ class InnerProductCost(Cost):
         """The four parts, for tiles that are matrix products."""
 
 
-# Above this many coordinates a matrix product beats differences, and rounding is no issue in float64.
-_DIRECT_DIM = 16
-
-
 @dataclass(frozen=True)
 class SqEuclidean(InnerProductCost):
     """c(x, y) = ||x - y||^2 (without the factor one half)."""
@@ -110,7 +106,7 @@ class SqEuclidean(InnerProductCost):
     def block(self, x: Tensor, y: Tensor) -> Tensor:
         if not _recorded(x, y):
             return squared_distances(x, y)
-        if x.shape[-1] <= _DIRECT_DIM:
+        if x.shape[-1] <= DIRECT:
             out: Tensor | None = None
             for k in range(x.shape[-1]):  # one n x m buffer at a time, exact zeros for equal points
                 part = (x[..., :, None, k] - y[..., None, :, k]).square()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .build import native
 
-__all__ = ["distances", "squared_distances"]
+__all__ = ["DIRECT", "distances", "squared_distances"]
 
 _PRODUCT = 256  # dimensions from which a matrix product, and again what is near, beat differences
-_SQUARES = 16  # dimensions above which torch has squares from a product, as digits lost to the norms do no harm
+DIRECT = 16  # dimensions up to which squares always come from differences; in more, what a product loses does no harm
 _NEAR = 1 / 64  # of the squared norms: a square below it has lost digits to them
 _CACHED = 1 << 20  # entries of a block of rows, so that all that is done to it stays in the cache
 
@@ -58,7 +58,7 @@ def squared_distances(
     x, y = x.detach(), y.detach()
     if x.shape[-1] < _PRODUCT and _plain(x, y):
         return _summed(x, y, 2, root=False)
-    if x.shape[-1] > _SQUARES:
+    if x.shape[-1] > DIRECT:
         return _products(x, y)
     out = x.new_zeros(*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2])
     for rows in _blocks(out):
