@@ -25,6 +25,7 @@ def test_same_transforms(geometry, name):
     epsilon = torch.tensor(0.2, dtype=geometry.dtype)
     if geometry.batch_shape:
         epsilon = epsilon * torch.arange(1, 1 + geometry.batch_shape[0], dtype=geometry.dtype)
+    before = geometry.tile().clone()
     with engine.use_engine(name):
         kept = geometry.remembering(epsilon)
         for turn in range(6):
@@ -35,6 +36,7 @@ def test_same_transforms(geometry, name):
                 for eps in (epsilon, epsilon * 3):
                     out, exact = kept.softmin(h, eps, dim), geometry.softmin(h, eps, dim)
                     assert torch.allclose(out, exact, rtol=1e-5 if out.dtype == torch.float32 else 1e-12, atol=1e-6)
+    assert torch.equal(geometry.tile(), before)
 
 
 def test_potentials_that_move_far():

@@ -123,6 +123,7 @@ def test_stored_kernels(layout, size, dtype, name):
         stored = engine.gibbs(cost, f, g, epsilon)
         assert stored.dtype == dtype
         assert torch.allclose(stored.double(), P, rtol=rounding, atol=torch.finfo(dtype).smallest_normal)
+        assert torch.equal(engine.gibbs(cost.clone(), f, g, epsilon, over=True), stored)
         for kernel in (stored, stored.mT.contiguous().mT):
             out = engine.rescaled(kernel, f, moved.expand_as(g), epsilon)
             exact = f.double() - e * torch.log((P * torch.exp(moved.double() / wide)).sum(-1))
@@ -144,3 +145,14 @@ def test_a_stored_kernel_says_when_it_does_not_tell(name, dtype, across):
         out = engine.rescaled(kernel, zero, moved, epsilon)
         assert out.isnan().nonzero().flatten().tolist() == [7]
         assert engine.rescaled(kernel, zero, -moved, epsilon).isnan().all()  # a scaling is too large
+
+
+@engines
+def test_a_kernel_in_the_place_of_its_costs(name):
+    zero, epsilon = torch.zeros(3, 40), torch.ones(3)
+    with engine.use_engine(name):
+        cost = torch.rand(3, 40, 40)
+        assert engine.gibbs(cost, zero, zero, epsilon, over=True).data_ptr() == cost.data_ptr()
+        shared = torch.rand(40, 40)
+        stored = engine.gibbs(shared, zero, zero, epsilon, over=True)  # three of them, where there is room for one
+        assert stored.shape == (3, 40, 40) and torch.equal(stored, engine.gibbs(shared, zero, zero, epsilon))

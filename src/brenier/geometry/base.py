@@ -230,8 +230,8 @@ class PairGeometry(Geometry):
         )
         if wide or waits(self.tensors[0]):
             return self.with_single(pairs)
-        out = self.detach()
-        out.memory = GibbsMemory(self.detach(), epsilon.detach(), narrow)
+        out, costs = self.detach(), self.detach()
+        out.memory = GibbsMemory(costs, epsilon.detach(), narrow, fresh=self.fused and not self._stored)
         return out
 
     def with_single(self, pairs: int) -> Geometry:

@@ -41,10 +41,11 @@ class GibbsMemory:
         costs: the geometry.
         epsilon: the one that is served, (*batch,) or ().
         narrow: keep it in float32.
+        fresh: `costs.tile()` makes a matrix of its own each time, in whose place the kernel may lie.
     """
 
-    def __init__(self, costs: _Costs, epsilon: Tensor, narrow: bool = False) -> None:
-        self._costs, self._epsilon, self.narrow = costs, epsilon, narrow
+    def __init__(self, costs: _Costs, epsilon: Tensor, narrow: bool = False, fresh: bool = False) -> None:
+        self._costs, self._epsilon, self.narrow, self._fresh = costs, epsilon, narrow, fresh
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # p, q and K
         self._tries = 0
 
@@ -71,4 +72,4 @@ class GibbsMemory:
         p, q = (out, h) if dim == 1 else (h, out)
         batch = torch.broadcast_shapes(cost.shape[:-2], p.shape[:-1], q.shape[:-1])
         p, q = p.expand(*batch, -1), q.expand(*batch, -1)
-        self._kept = p, q, kernels.gibbs(cost, p, q, self._epsilon, self.narrow)
+        self._kept = p, q, kernels.gibbs(cost, p, q, self._epsilon, self.narrow, self._fresh)

@@ -109,6 +109,7 @@ class PointCloud(PairGeometry):
         self.shape = (x.shape[-2], y.shape[-2])
         self.batch_shape = x.shape[:-2]
         self._cache: tuple[Pairs, Tensor, Tensor] | None = None
+        self._mean: Tensor | None = None  # of both clouds
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -118,6 +119,11 @@ class PointCloud(PairGeometry):
         out = object.__new__(type(self))
         out.ground = self.ground
         out._set(*tensors)
+        return out
+
+    def detach(self) -> Self:
+        out = super().detach()
+        out._mean = self._mean
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,10 +143,11 @@ class PointCloud(PairGeometry):
     def _centred(self) -> tuple[Tensor, Tensor]:
         if not self.ground.translation_invariant:
             return self.x, self.y
-        with torch.no_grad():
-            mean = (self.x.double().mean(-2, keepdim=True) + self.y.double().mean(-2, keepdim=True)) / 2
-            mean = mean.to(self.dtype)
-        return self.x - mean, self.y - mean
+        if self._mean is None:
+            with torch.no_grad():
+                mean = (self.x.double().mean(-2, keepdim=True) + self.y.double().mean(-2, keepdim=True)) / 2
+                self._mean = mean.to(self.dtype)
+        return self.x - self._mean, self.y - self._mean
 
     def _pairs(self) -> tuple[Pairs, Tensor, Tensor]:
         record = torch.is_grad_enabled() and (self.x.requires_grad or self.y.requires_grad)

@@ -37,6 +37,7 @@ def _run(
     epsilon: Tensor | None,  # (*batch,)
     vectors: Tensor | None = None,  # (*batch, m, k)
     narrow: bool = False,  # `gibbs` in float32
+    over: bool = False,  # `gibbs` in the place of the cost
 ) -> tuple[Tensor, ...]:
     inputs = ((cost, 2), (f, 1), (g, 1), (vectors, 2), (epsilon, 0))
     leads = {t.shape[: t.dim() - dims] for t, dims in inputs if t is not None}
@@ -50,7 +51,11 @@ def _run(
     ]
     k = 0 if vectors is None else vectors.shape[-1]
     dtype = torch.float32 if narrow else g.dtype
-    out = torch.empty((*batch, n, *{_APPLY: (k,), _GIBBS: (m,)}.get(op, ())), dtype=dtype)
+    shape = (*batch, n, *{_APPLY: (k,), _GIBBS: (m,)}.get(op, ()))
+    if over and not narrow and lying.data_ptr() == cost.data_ptr() and lying.shape == shape:
+        out = lying  # an entry is read before its place is written
+    else:
+        out = torch.empty(shape, dtype=dtype)
     second = None  # the cost, or the index
     if op in (_CMIN, _MOMENTS):
         second = torch.empty((*batch, n), dtype=cost.dtype if op == _MOMENTS else torch.int64)
@@ -90,9 +95,9 @@ def row_moments(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, col_term: T
     return mass, total
 
 
-def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool) -> Tensor:
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False) -> Tensor:
     """See `reference.gibbs`."""
-    return _run(_GIBBS, cost, f, g, epsilon, narrow=narrow and cost.dtype == torch.float64)[0]
+    return _run(_GIBBS, cost, f, g, epsilon, narrow=narrow and cost.dtype == torch.float64, over=over)[0]
 
 
 def rescaled(kernel: Tensor, f: Tensor, g: Tensor, epsilon: Tensor) -> Tensor:

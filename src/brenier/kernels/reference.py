@@ -433,9 +433,15 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     return flat // m, flat % m, values
 
 
-def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False) -> Tensor:
-    """Return exp((f_i + g_j - c_ij) / eps) for a cost (*batch, n, m) and eps (*batch,) or (); narrow is float32."""
-    out = torch.sub(g.unsqueeze(-2), cost).add_(f.unsqueeze(-1))
+def gibbs(
+    cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False
+) -> Tensor:
+    """Return exp((f_i + g_j - c_ij) / eps) for a cost (*batch, n, m) and eps (*batch,) or (); narrow is float32.
+
+    `over`: it may be written over the cost, which the caller does not need any more.
+    """
+    over = over and cost.shape[:-2] == torch.broadcast_shapes(cost.shape[:-2], f.shape[:-1], g.shape[:-1])
+    out = torch.sub(g.unsqueeze(-2), cost, out=cost if over else None).add_(f.unsqueeze(-1))
     out = out.div_(_spread(epsilon, 2)).exp_()
     return out.float() if narrow else out
 
