@@ -131,7 +131,7 @@ def child(method, kind, n, d, options):
         return {"seconds": options.limit, "status": "stopped"}
     if out.returncode:
         return {"status": (out.stderr.strip().splitlines() or ["killed"])[-1]}
-    return json.loads(out.stdout)
+    return json.loads(out.stdout.splitlines()[-1])  # libraries print as well
 
 
 if __name__ == "__main__":
