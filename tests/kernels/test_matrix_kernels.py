@@ -155,4 +155,5 @@ def test_a_kernel_in_the_place_of_its_costs(name):
         assert engine.gibbs(cost, zero, zero, epsilon, over=True).data_ptr() == cost.data_ptr()
         shared = torch.rand(40, 40)
         stored = engine.gibbs(shared, zero, zero, epsilon, over=True)  # three of them, where there is room for one
-        assert stored.shape == (3, 40, 40) and torch.equal(stored, engine.gibbs(shared, zero, zero, epsilon))
+        assert stored.shape == (3, 40, 40)
+        assert torch.equal(stored, engine.gibbs(shared, zero, zero, epsilon))

@@ -285,9 +285,7 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     return reference.smallest(pairs, f, g, k) if found is None else found
 
 
-def gibbs(
-    cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False
-) -> Tensor:
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False) -> Tensor:
     """See `reference.gibbs`."""
     how = matrix if _over_matrix(cost, f, g, epsilon) else reference
     return how.gibbs(cost, f, g, epsilon, narrow, over)

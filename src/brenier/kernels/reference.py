@@ -433,9 +433,7 @@ def smallest(pairs: Pairs, f: Tensor, g: Tensor, k: int) -> tuple[Tensor, Tensor
     return flat // m, flat % m, values
 
 
-def gibbs(
-    cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False
-) -> Tensor:
+def gibbs(cost: Tensor, f: Tensor, g: Tensor, epsilon: Tensor, narrow: bool = False, over: bool = False) -> Tensor:
     """Return exp((f_i + g_j - c_ij) / eps) for a cost (*batch, n, m) and eps (*batch,) or (); narrow is float32.
 
     `over`: it may be written over the cost, which the caller does not need any more.
