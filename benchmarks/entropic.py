@@ -57,7 +57,7 @@ QUICK_METHODS = (
 )  # fmt: skip
 QUICK_LIMIT = 4.0
 _SHORTEST = 1.0  # seconds that every run may take
-_PATIENCE = 300.0  # seconds for what is not timed: imports, compilation, the judge
+_PATIENCE = 900.0  # seconds for what is not timed: imports, compilation, the judge
 Record = dict[str, Any]
 
 

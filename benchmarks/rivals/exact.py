@@ -127,7 +127,9 @@ def dual_value(problem: Clouds, g: Array) -> float:
     """What the potentials g prove: <f, a> + <g, b> with f their c-transform."""
     step = max(1, _BLOCK // len(g))
     blocks = (slice(k, k + step) for k in range(0, len(problem.a), step))
-    f = np.concatenate([(cdist(problem.x[k], problem.y, problem.cost) - g).min(1) for k in blocks])
+    # from differences; in many dimensions, where that takes minutes, from a product wherever there is one
+    costs = cdist if problem.x.shape[1] < 100 else matrix
+    f = np.concatenate([(costs(problem.x[k], problem.y, problem.cost) - g).min(1) for k in blocks])
     return float(problem.a @ f + problem.b @ g)
 
 

@@ -265,6 +265,17 @@ def test_a_callback_stops_between_rounds_with_a_feasible_plan(monkeypatch: pytes
 
 
 @needs_native
+def test_a_gap_ends_the_pivots_before_the_round_does() -> None:
+    x, y, a = cloud(300, 2, 0), cloud(300, 2, 1) + 5, weights(300)
+    near = brenier.solve(x, y, a=a, solver=NetworkSimplex(pairs="lazy", gap=0.01))
+    exact = brenier.solve(x, y, a=a, solver=LAZY)
+    assert near.status is brenier.Status.CONVERGED
+    assert float(near.certificate.relative_gap) <= 0.01
+    assert near.stats["n_iter"] < 0.8 * exact.stats["n_iter"]
+    check_marginals(near.plan.dense(), a, np.full(300, 1 / 300), 1e-12)
+
+
+@needs_native
 @pytest.mark.parametrize("max_pivots", [1, 50])
 def test_max_pivots(max_pivots: int) -> None:
     x, y = cloud(200, 2, 0), cloud(200, 2, 1)

@@ -221,24 +221,38 @@ class LazyTransport:
 
     # ----------------------------------------------------------------------------------------------- rounds
 
-    def round(self, max_iter: int | None = None) -> None:
-        """Pivot on the list, for a bounded while, then price all pairs; at most `max_iter` pivots over all rounds."""
+    def round(self, max_iter: int | None = None, gap: float = 0.0) -> None:
+        """Pivot on the list, for a bounded while, then price all pairs; at most `max_iter` pivots over all rounds.
+
+        It ends in between where the best duals so far prove the gap.
+        """
         start = time.perf_counter()
         before = self._basis()[-1]
         limit = before + (_PATIENCE << min(self.stats["rounds"], 16)) * sum(self._live.shape)
         if max_iter is not None:
             limit = min(limit, max(before, max_iter))
-        done = self._simplex.pivot(limit, time_is_up)
+        done = self._pivoted(before, limit, gap)
         *_, f, g, n_iter = self._basis()
         middle = time.perf_counter()
-        if not time_is_up():
-            self._price(f, g, done)
         self.gap = self._gap()
+        if not (time_is_up() or 0 < self.gap <= gap):
+            self._price(f, g, done)
+            self.gap = self._gap()
         self.stats["rounds"] += 1
         self.stats["n_iter"] += n_iter - before
         self.stats["arcs"] = self._simplex.size
         self.stats["seconds_pivots"] += middle - start
         self.stats["seconds_pricing"] += time.perf_counter() - middle
+
+    def _pivoted(self, pivots: int, limit: int, gap: float) -> bool:
+        """Whether no arc of the list is worth a pivot any more; looks at the gap once in a pivot for each line."""
+        step, done = sum(self._live.shape) if gap > 0 else limit, False
+        while pivots < limit and not done and not time_is_up():
+            pivots = min(limit, pivots + step)
+            done = self._simplex.pivot(pivots, time_is_up)
+            if gap > 0 and self._gap() <= gap:
+                break
+        return done
 
     def _price(self, f: Tensor, g: Tensor, done: bool) -> None:
         """List what violates the duals over all pairs, and keep them, made feasible, if they are the best so far."""

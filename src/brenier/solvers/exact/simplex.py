@@ -227,7 +227,7 @@ class NetworkSimplex(Solver[SimplexState]):
         if state.lazy:
             for item in state.lazy:
                 if not self._ended(item):
-                    item.round(self.max_pivots)
+                    item.round(self.max_pivots, self.gap or 0.0)
             return state
         results = tuple(
             simplex.network_simplex(
