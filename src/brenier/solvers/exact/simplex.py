@@ -84,7 +84,7 @@ class NetworkSimplex(Solver[SimplexState]):
         pairs: "dense", "lazy" (native engine only), or "auto": dense for a cost that is given as a matrix; for clouds
             of up to 64 dimensions with a cost that the native engine knows, up to 3,000 x 3,000 pairs; otherwise up to
             20,000 x 20,000.
-        gap: for pairs="lazy": stop already where a round proves this relative gap.
+        gap: for pairs="lazy": stop as soon as this relative gap is proved.
         max_iter: rounds, for pairs="lazy".
 
     Reference:
