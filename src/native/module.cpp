@@ -164,11 +164,12 @@ void bind_listed_transport(nb::module_& module) {
            },
            "supply"_a, "demand"_a)
       .def("plant",
-           [](ListedTransport& self, Integers rows, Integers cols, Doubles cost, Doubles f, Doubles g) {
+           [](ListedTransport& self, Integers rows, Integers cols, Doubles cost, Doubles f, Doubles g,
+              std::optional<Integers> flow) {
              nb::gil_scoped_release nogil;
-             return self.plant(arcs(rows, cols, cost), f.data(), g.data());
+             return self.plant(arcs(rows, cols, cost), f.data(), g.data(), flow ? flow->data() : nullptr);
            },
-           "rows"_a, "cols"_a, "cost"_a, "f"_a, "g"_a)
+           "rows"_a, "cols"_a, "cost"_a, "f"_a, "g"_a, "flow"_a.none() = nb::none())
       .def("leftovers",
            [](const ListedTransport& self) {
              auto [rows, cols] = self.leftovers();

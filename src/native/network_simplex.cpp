@@ -24,6 +24,7 @@
 #include <utility>
 
 #include "inline.hpp"
+#include "plan_forest.hpp"
 #include "spanning_tree.hpp"
 #include "threads.hpp"
 
@@ -71,12 +72,21 @@ double least_sum(const double* cost, const double* p, Index m) {
   return least;
 }
 
-// Least c_ij + p_j of the listed arcs of a row.
+// Least c_ij + p_j of the listed arcs of a row; the second where columns share the shifts of their clusters.
 BRENIER_SIMD_CLONES
 double list_minimum(const double* cost, const Index* cols, Index count, const double* p) {
   double least = infinity;
 #pragma omp simd reduction(min : least)
   for (Index k = 0; k < count; ++k) least = std::min(least, cost[k] + p[cols[k]]);
+  return least;
+}
+
+BRENIER_SIMD_CLONES
+double list_minimum(const double* cost, const Index* cols, Index count, const double* p, const Index* cluster,
+                    const double* shifts) {
+  double least = infinity;
+#pragma omp simd reduction(min : least)
+  for (Index k = 0; k < count; ++k) least = std::min(least, cost[k] + (p[cols[k]] + shifts[cluster[cols[k]]]));
   return least;
 }
 
@@ -305,6 +315,15 @@ class PivotList {
   // Pivot until no listed arc has a negative reduced cost; false when stopped. Each block of rows offers its best
   // arc per row, and the best of these pivots until none is left.
   bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop) {
+    if (!tree_.cluster()) return pivot_list<false>(max_iter, stop);
+    const bool optimal = pivot_list<true>(max_iter, stop);
+    tree_.settle(p_.data());
+    return optimal;
+  }
+
+  template <bool clustered>
+  bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop) {
+    const auto potential = [this](Index u) { return clustered ? p_[u] + tree_.shift(u) : p_[u]; };
     struct Candidate {
       Index row, col;
       double cost;
@@ -321,10 +340,11 @@ class PivotList {
         const double* cost = list_cost_.data() + list_start_[i];
         const Index* cols = list_cols_.data() + list_start_[i];
         const Index size = static_cast<Index>(list_start_[i + 1] - list_start_[i]);
-        const double least = list_minimum(cost, cols, size, p_cols());
-        if (!(least - p_[i] < -tolerance_)) continue;
+        const double least = clustered ? list_minimum(cost, cols, size, p_cols(), tree_.cluster_of() + n_, tree_.shifts())
+                                       : list_minimum(cost, cols, size, p_cols());
+        if (!(least - potential(i) < -tolerance_)) continue;
         Index k = 0;
-        while (k + 1 < size && cost[k] + p_cols()[cols[k]] > least) ++k;
+        while (k + 1 < size && cost[k] + potential(n_ + cols[k]) > least) ++k;
         candidates.push_back({i, cols[k], cost[k]});
       }
       idle += end - cursor;
@@ -333,7 +353,7 @@ class PivotList {
         double least = -tolerance_;
         std::size_t best = 0, kept = 0;
         for (const Candidate& c : candidates) {
-          const double reduced_cost = reduced(c.row, c.col, c.cost);
+          const double reduced_cost = (c.cost + potential(n_ + c.col)) - potential(c.row);
           if (!(reduced_cost < -tolerance_)) continue;
           if (reduced_cost < least) least = reduced_cost, best = kept;
           candidates[kept++] = c;
@@ -739,12 +759,22 @@ class ListedTransport::Simplex : PivotList {
   Simplex(Index n, Index m, const Mass* supply, const Mass* demand)
       : PivotList(n, m, supply, demand), greedy_(tree_, rows_, cols_, supply, demand, n, m) {}
 
-  bool plant(const Arcs& offer, const double* f, const double* g) {
+  bool plant(const Arcs& offer, const double* f, const double* g, const Mass* flow) {
     double scale = 0;
     for (Index i : rows_) p_[i] = f[i], scale = std::max(scale, std::abs(f[i]));
     for (Index j : cols_) p_cols()[j] = -g[j];
     std::vector<Arc> arcs = priced(offer);
-    greedy_.ship_in_order(arcs, rounding * scale);
+    if (flow) {  // leaf after leaf, a plan without cycles ships what it did
+      std::vector<Arc> ranked = arcs;
+      PlanForest plan(n_, n_ + m_);
+      for (std::size_t k = 0; k < arcs.size(); ++k)
+        if (flow[k] > 0) plan.ship(arcs[k].row, n_ + arcs[k].col, arcs[k].cost, flow[k]);
+      for (Arc& arc : ranked)
+        if (plan.ships(arc.row, n_ + arc.col)) arc.reduced = -infinity;
+      greedy_.ship_in_order(std::move(ranked), -infinity);
+    } else {
+      greedy_.ship_in_order(arcs, rounding * scale);
+    }
     if (!first_.empty()) {  // later offers are for leftovers: only what the tree took is of use
       const auto unused = [this](const Arc& arc) {
         return tree_.parent(arc.row) != n_ + arc.col && tree_.parent(n_ + arc.col) != arc.row;
@@ -818,7 +848,9 @@ class ListedTransport::Simplex : PivotList {
 ListedTransport::ListedTransport(Index n, Index m, const Mass* supply, const Mass* demand)
     : simplex_(std::make_unique<Simplex>(n, m, supply, demand)) {}
 ListedTransport::~ListedTransport() = default;
-bool ListedTransport::plant(const Arcs& offer, const double* f, const double* g) { return simplex_->plant(offer, f, g); }
+bool ListedTransport::plant(const Arcs& offer, const double* f, const double* g, const std::int64_t* flow) {
+  return simplex_->plant(offer, f, g, flow);
+}
 std::pair<std::vector<Index>, std::vector<Index>> ListedTransport::leftovers() const { return simplex_->leftovers(); }
 bool ListedTransport::pivot(std::int64_t max_iter, const std::function<bool()>& stop) {
   return simplex_->pivot(max_iter, stop);

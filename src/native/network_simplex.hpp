@@ -73,8 +73,9 @@ class ListedTransport {
   ~ListedTransport();
 
   // Grow the first tree, greedy for the reduced costs of the arcs under the duals f and g; true once it spans all.
-  // Until then, call again with arcs between the leftovers; all of them will do.
-  bool plant(const Arcs& offer, const double* f, const double* g);
+  // Until then, call again with arcs between the leftovers; all of them will do. With the flow of a feasible plan on
+  // arcs of the first offer, the tree carries that plan, but for its cycles.
+  bool plant(const Arcs& offer, const double* f, const double* g, const std::int64_t* flow = nullptr);
   std::pair<std::vector<std::int32_t>, std::vector<std::int32_t>> leftovers() const;  // rows and columns
 
   // Pivot until the list is optimal; false when stopped or after `max_iter` pivots in all.

@@ -563,3 +563,43 @@ def test_few_violators_beside_many_tight_arcs(engine, seed):
     primal, dual = (result.mass * cost[result.rows, result.cols]).sum(), result.f @ a + result.g @ b
     assert (cost - result.f[:, None] - result.g).min() > -1e-15
     assert abs(primal - dual) < 1e-14
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tree_takes_a_plan_and_cancels_its_cycles(seed):
+    rng = np.random.default_rng(seed)
+    n, m = 30, 40
+    whole = rng.integers(1, 50, (n, m)) * (rng.random((n, m)) < 0.15)  # with many cycles
+    whole[np.arange(n), np.arange(n)] += 1
+    whole[0] += 1
+    supply, demand = whole.sum(1), whole.sum(0)
+    cost = rng.random((n, m))
+    rows, cols = np.nonzero(whole + (rng.random((n, m)) < 0.1))
+    problem = simplex.native.ListedTransport(supply, demand)
+    start = rows, cols, cost[rows, cols], cost.min(1), np.zeros(m), whole[rows, cols]
+    while not problem.plant(*start):
+        left = (t.ravel().astype(np.int64) for t in np.meshgrid(*problem.leftovers()))
+        start = *(rows_cols := tuple(left)), cost[rows_cols], cost.min(1), np.zeros(m)
+    i, j, flow, *_ = problem.basis()
+    assert len(flow) == n + m - 1
+    planted = np.zeros((n, m), np.int64)
+    planted[i, j] = flow
+    np.testing.assert_array_equal(planted.sum(1), supply)
+    np.testing.assert_array_equal(planted.sum(0), demand)
+    assert not (planted[whole == 0] > 0).any()  # the support of the plan, and no more
+    assert (planted * cost).sum() <= (whole * cost).sum()
+
+
+@pytest.mark.skipif(simplex.native is None, reason="native engine not built")
+def test_a_tree_takes_a_plan_without_cycles_as_it_is():
+    cost, a, b = clouds(3, 50, 60, masses="random")
+    supply, demand, _ = simplex.integer_masses(a, b)
+    rows, cols, flow, *_ = simplex.native.network_simplex(cost, supply, demand, None, None, 3, None)
+    f, g = np.zeros(50), cost.min(0)
+    problem = simplex.native.ListedTransport(supply, demand)
+    assert problem.plant(*(t.astype(np.int64) for t in (rows, cols)), cost[rows, cols], f, g, flow)
+    i, j, planted, *_ = problem.basis()
+    whole = np.zeros((2, 50, 60), np.int64)
+    whole[0, rows, cols], whole[1, i, j] = flow, planted
+    np.testing.assert_array_equal(whole[0], whole[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._inputs import check_finite, float_tensor, is_real, same_place
 from ..errors import refuse
-from ..kernels import reference as kernels
+from ..kernels import engine as kernels
 from ..kernels.reference import Pairs
 from .base import Geometry, Lines, Support
 from .pointcloud import PointCloud
@@ -153,8 +153,19 @@ class Grid(Geometry):
             costs = [c[:, part] for c, part in zip(self._axis_costs(), lines)]
             yield _separable_cmin(h.reshape(self.sizes)[lines], index[lines], costs)
 
+    def blocks(self, side: int, shift: int = 0) -> Tensor:
+        """The number (N,) of the block of each node: `side` nodes along each axis, the first `shift` fewer."""
+        number = torch.zeros(self.sizes, dtype=torch.long, device=self.device)
+        for k, size in enumerate(self.sizes):
+            along = (torch.arange(size, device=self.device) + shift) // side
+            number = number * ((size - 1 + shift) // side + 1) + along.reshape(-1, *[1] * (len(self.sizes) - k - 1))
+        return number.flatten()
+
     def coarser(self, *weights: Tensor) -> tuple[Grid, list[Tensor]]:
-        """The grid of the means of neighbours, two along each axis, and the sums (M,) of weights (N,) over them."""
+        """The grid of the means of neighbours, two along each axis, and the sums (M,) of weights (N,) over them.
+
+        Its nodes are the blocks of two, in the same order.
+        """
         pairs = [torch.arange(size, device=self.device) // 2 for size in self.sizes]
         axes = []
         for axis, pair in zip(self.axes, pairs):
@@ -262,4 +273,4 @@ def _lines(c: Tensor, count: torch.Size) -> Pairs:
     """The cost along one axis, shared by the grid lines (problems, lines) of each problem, without copies."""
     shape = (c.shape[-2], c.shape[-1])
     shared = c.reshape(-1, 1, *shape).expand(*count, *shape)
-    return Pairs((shared,), (), lambda rows, cols: rows[0], shape)
+    return Pairs((shared,), (), lambda rows, cols: rows[0], shape, "matrix")

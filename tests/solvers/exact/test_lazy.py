@@ -15,9 +15,10 @@ from scipy.optimize import linear_sum_assignment
 
 import brenier
 from brenier import CostMatrix, Grid, InvalidInput, PointCloud, Problem, Solution, Status
+from brenier.data import dotmark
 from brenier.errors import NotConvergedWarning
 from brenier.solvers import NetworkSimplex, run
-from brenier.solvers.exact import lazy, simplex
+from brenier.solvers.exact import lazy, multiscale, simplex
 from problems import (
     COSTS,
     HARD,
@@ -42,10 +43,16 @@ DENSE = NetworkSimplex(pairs="dense")
 
 @pytest.fixture(params=["lists as they are", "tiny lists"])
 def _lists(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists so short that most arcs are found by pricing, leftovers in many phases, samples solved lazily too."""
+    """Lists so short that most arcs are found by pricing, leftovers in many phases, samples solved lazily too.
+
+    And points in the order of a tree, grids solved on coarser ones first and priced as wholes.
+    """
     if request.param == "tiny lists":
-        for name, value in {"_FIRST": 2, "_EXTRA": 1, "_ALL": 6, "_DENSE": 500, "_PATIENCE": 1, "_BLOCK": 7}.items():
+        tiny = {"_FIRST": 2, "_EXTRA": 1, "_ALL": 6, "_DENSE": 500, "_PATIENCE": 1, "_BLOCK": 7}
+        grids = {"_SMALL_GRID": 16, "_SEPARABLE": 0, "_BLOCK_ROWS": 9}
+        for name, value in (tiny | grids).items():
             monkeypatch.setattr(lazy, name, value)
+        monkeypatch.setattr(multiscale, "_LARGE", 2)
 
 
 def check(solution: Solution, cost: np.ndarray, a: Any, b: Any, optimum: float, tol: float = 1e-9) -> None:
@@ -169,6 +176,51 @@ def test_a_large_enough_grid_and_pixels_without_mass(p: float) -> None:
     assert grid.fused == (p in (1, 2))
     C = array(grid.tile())
     check(brenier.solve(grid, a=a, b=b, solver=LAZY), C, a, b, ot.emd2(a.numpy(), b.numpy(), C, numItermax=10**6))
+
+
+@needs_native
+@pytest.mark.usefixtures("_lists")
+@pytest.mark.parametrize("sizes", [(40,), (1, 30), (12, 17), (5, 6, 7), (3, 4, 3, 5)], ids=str)
+@pytest.mark.parametrize("masses", ["integer", "equal", "few"])
+def test_grids_of_any_dimension(sizes: tuple[int, ...], masses: str) -> None:
+    grid, random = Grid(*sizes), rng(len(sizes))
+    n = grid.shape[0]
+    if masses == "few":
+        a, b = (weights(n, k, zeros=n - 5) for k in (0, 1))
+    else:
+        a, b = (torch.from_numpy(random.integers(1, 9 if masses == "integer" else 2, n).astype(float)) for _ in "ab")
+        b *= a.sum() / b.sum()
+    C = array(grid.tile())
+    optimum = ot.emd2(a.numpy(), b.numpy(), C, numItermax=10**6)
+    check(brenier.solve(grid, a=a, b=b, solver=LAZY), C, a, b, optimum)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["white-noise", "cauchy-density", "shapes"])
+def test_images_start_from_coarser_ones(kind: str) -> None:
+    generator = np.random.default_rng(7)
+    a, b = (torch.from_numpy(dotmark(kind, 96, generator=generator).ravel()) for _ in range(2))
+    solution = brenier.solve(Grid(96, 96), a=a, b=b)
+    assert solution.status is Status.OPTIMAL
+    assert float(solution.certificate.relative_gap) <= 1e-11
+    used = solution.plan.entries()[2] > 0
+    assert int(used.sum()) < int((a > 0).sum() + (b > 0).sum())
+
+
+@needs_native
+@pytest.mark.parametrize("numbers", [True, False], ids=["integers", "reals"])
+def test_trees_large_enough_to_be_cut_into_clusters(numbers: bool) -> None:
+    x, y = cloud(9000, 2, 0), cloud(9100, 2, 1)
+    if numbers:  # ties, and equal points
+        x, y = (20 * x).round(), (20 * y).round()
+    a, b = weights(9000, 2), weights(9100, 3)
+    solution = brenier.solve(x, y, a=a, b=b, solver=LAZY)
+    assert solution.status is Status.OPTIMAL
+    scale = solution.certificate.scale
+    assert float(solution.certificate.gap) <= 1e-13 * float(scale)
+    rows, cols, mass = solution.plan.entries()
+    assert_close(torch.zeros_like(a).index_add(0, rows, mass), a, 1e-12, 1e-15)
+    assert_close(torch.zeros_like(b).index_add(0, cols, mass), b, 1e-12, 1e-15)
 
 
 @needs_native

@@ -25,6 +25,7 @@ from ...geometry import Geometry, Grid
 from ...kernels import simplex
 from ...kernels.build import native
 from ..base import time_is_up
+from .multiscale import Flows, LiveGrid, distinct, mended, neighbourly, split
 
 __all__ = ["LazyTransport", "refuse_cost"]
 
@@ -33,6 +34,9 @@ _EXTRA = 16  # violators per row that one pricing may add
 _SHARE = 3  # lines of the problem per line of its sample
 _DENSE = 2**23  # pairs of a sample that is solved on its cost matrix
 _SMALL_GRID = 2**13  # lines above which the start is a coarser grid
+_SEPARABLE = 2**10  # pairs per node above which some lines of a grid are priced as the whole of it
+_BLOCK_ROWS = 2**8  # rows of a block in which the plan of a coarser grid is mended
+_SWEEPS, _STALL = 16, 2e-3  # over all blocks, at most, and while they lower the cost by more than this share
 _ALL = 2**20  # pairs between leftovers below which all are listed
 _SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
 _PIECE = 2**25  # pairs that are priced between two looks at the clock, and for Ctrl-C
@@ -59,7 +63,9 @@ class LazyTransport:
     Args:
         geometry: in float64, without batch axes.
         a, b: masses (n,) and (m,), nonnegative, of equal sums but for rounding.
-        f, g: duals to start from; f is not used when g is given. Those of a random sample when both are None.
+        f, g: duals to start from; f is not used when g is given. Those of a random sample, or of a coarser grid, when
+            both are None.
+        units: the masses as integers of equal sums, and their unit; those of `integer_masses` when None.
 
     Attributes:
         optimal: whether the duals prove the plan.
@@ -68,12 +74,19 @@ class LazyTransport:
     """
 
     def __init__(
-        self, geometry: Geometry, a: _Float, b: _Float, *, f: Tensor | None = None, g: Tensor | None = None
+        self,
+        geometry: Geometry,
+        a: _Float,
+        b: _Float,
+        *,
+        f: Tensor | None = None,
+        g: Tensor | None = None,
+        units: tuple[_Int, _Int, _Float] | None = None,
     ) -> None:
         assert native is not None
         start = time.perf_counter()
         self._whole, self._a, self._b = geometry, a, b
-        self._rows, self._cols = np.flatnonzero(a), np.flatnonzero(b)
+        self._rows, self._cols = (order[w[order] > 0] for order, w in zip(neighbourly(geometry), (a, b)))
         self.optimal, self.gap = not len(self._rows), 0.0 if not len(self._rows) else float("inf")
         self.stats: dict[str, Any] = {"rounds": 0, "arcs": 0, "n_iter": 0}
         self.stats |= {"seconds_start": 0.0, "seconds_pivots": 0.0, "seconds_pricing": 0.0}
@@ -82,9 +95,9 @@ class LazyTransport:
         if self.optimal:
             return
         rows, cols = torch.from_numpy(self._rows), torch.from_numpy(self._cols)
-        full = len(rows) == len(a) and len(cols) == len(b)
-        self._live = geometry if full else geometry.part(rows, cols)
-        supply, demand, self._unit = simplex.integer_masses(a, b)
+        self._live = _with_mass(geometry, rows, cols)
+        self._plan: Flows | None = None
+        supply, demand, self._unit = units or simplex.integer_masses(a, b)
         self._supply, self._demand = supply[self._rows], demand[self._cols]
         if g is not None:
             g = g[cols]
@@ -110,8 +123,8 @@ class LazyTransport:
     def _sample_duals(self) -> Tensor:
         """The duals g of the problem on a sample of rows and columns, extended by c-transforms."""
         lines = sum(self._live.shape)
-        if isinstance(self._live, Grid) and lines > _SMALL_GRID:
-            return self._coarse_duals(self._live)
+        if isinstance(self._whole, Grid) and lines > _SMALL_GRID:
+            return self._coarse_start(self._whole)
         count = lines // (2 * _SHARE)
         if lines < 512:
             return self._live.tensors[0].new_zeros(self._live.shape[1])
@@ -128,25 +141,56 @@ class LazyTransport:
             while not (sample.optimal or time_is_up()):
                 sample.round()
             self.stats["n_iter"] += sample.stats["n_iter"]
-            g = sample._g
+            g = torch.as_tensor(sample.result().g, device=part.device)
         f = _transformed(self._live.part(cols=torch.from_numpy(cols)), g)
         return _transformed(self._live.T, f)
 
-    def _coarse_duals(self, grid: Grid) -> Tensor:
-        """The duals g of the problem on a coarser grid, extended by c-transforms."""
-        coarse, (a, b) = grid.coarser(*(torch.from_numpy(w).to(grid.device) for w in (self._a, self._b)))
-        item = LazyTransport(coarse, a.cpu().numpy(), b.cpu().numpy())
+    def _coarse_start(self, grid: Grid) -> Tensor:
+        """The duals g of the problem on a coarser grid, extended by c-transforms; its plan, refined, is kept."""
+        units = np.zeros(grid.shape[0], np.int64), np.zeros(grid.shape[1], np.int64)
+        units[0][self._rows], units[1][self._cols] = self._supply, self._demand
+        coarse, pooled = grid.coarser(*(torch.from_numpy(w).to(grid.device) for w in (self._a, self._b, *units)))
+        a, b, supply, demand = (w.cpu().numpy() for w in pooled)
+        item = LazyTransport(coarse, a, b, units=(supply, demand, self._unit))
         while not (item.optimal or time_is_up()):
             item.round()
         self.stats["n_iter"] += item.stats["n_iter"]
-        return grid.cmin(grid.cmin_from(coarse, item._g))[0]
+        self._plan = self._refined(grid, item)
+        f = grid.cmin_from(coarse, torch.as_tensor(item.result().g, device=grid.device))
+        return _transformed(self._live.T, f[torch.from_numpy(self._rows).to(f.device)])
+
+    def _refined(self, grid: Grid, coarse: LazyTransport) -> Flows:
+        """The plan of a coarser grid on this one, with all mass moved between near arcs that it pays to."""
+        rows, cols, flow, *_ = coarse._basis()
+        used = flow > 0
+        ends = coarse._rows[rows.numpy()[used]], coarse._cols[cols.numpy()[used]]
+        cells = grid.blocks(2).cpu().numpy()
+        plan = split(Flows(*ends, flow[used]), cells[self._rows], self._supply, cells[self._cols], self._demand)
+        side = max(2, round(_BLOCK_ROWS ** (1 / len(grid.sizes))))
+        blocks = [grid.blocks(side, shift).cpu().numpy()[self._rows] for shift in (0, side // 2)]
+        geometry = grid.part(torch.from_numpy(self._rows), torch.from_numpy(self._cols))
+        value, before = self._cost(plan), float("inf")
+        for sweep in range(_SWEEPS):
+            if before - value <= _STALL * abs(value) or time_is_up():
+                break
+            plan = mended(geometry, plan, blocks[sweep % 2])
+            before, value = value, self._cost(plan)
+        return plan
+
+    def _cost(self, plan: Flows) -> float:
+        return float(self._priced(_Arcs(*map(torch.from_numpy, plan[:2])))[2] @ (plan.flow * self._unit))
 
     def _plant(self) -> None:
         """The first list and the first tree, greedy for the reduced costs; leftovers meet among themselves."""
         f, g = self._f, self._g
         before = sum(self._live.shape)
         arcs = _band(*map(torch.arange, self._live.shape)) if time_is_up() else self._best_of_lines(self._live, f, g)
-        while not self._simplex.plant(*self._priced(arcs), f.cpu().numpy(), g.cpu().numpy()):
+        flow = None
+        if self._plan is not None:
+            arcs, flow = _united(arcs, self._plan, self._live.shape[1])
+            self._plan = None
+        while not self._simplex.plant(*self._priced(arcs), f.cpu().numpy(), g.cpu().numpy(), flow):
+            flow = None
             rows, cols = (torch.from_numpy(left).long() for left in self._simplex.leftovers())
             lines = len(rows) + len(cols)
             if len(rows) * len(cols) <= _ALL:
@@ -168,7 +212,7 @@ class LazyTransport:
         scale = torch.maximum(f.abs().max(), g.abs().max())
         return bool(slack.max() <= _ROUNDING * scale)
 
-    def _best_of_lines(self, geometry: Geometry, f: Tensor, g: Tensor) -> _Arcs:
+    def _best_of_lines(self, geometry: Geometry | LiveGrid, f: Tensor, g: Tensor) -> _Arcs:
         """About `_FIRST` arcs of small reduced cost for each row and for each column."""
         m = geometry.shape[1]
         by_row, _ = self._search(geometry, f, g, _FIRST)
@@ -177,7 +221,7 @@ class LazyTransport:
         return _Arcs(keys // m, keys % m)
 
     def _search(
-        self, geometry: Geometry, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
+        self, geometry: Geometry | LiveGrid, f: Tensor, g: Tensor, width: int, limit: float = float("inf")
     ) -> tuple[_Arcs, Tensor | None]:
         """The best arc of each row in each of `width` classes of columns, if below the limit, and the best costs.
 
@@ -195,10 +239,10 @@ class LazyTransport:
                 break
         return _Arcs(torch.cat(rows).cpu(), torch.cat(cols).cpu()), None if late else least
 
-    def _classes(self, geometry: Geometry, g: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _classes(self, geometry: Geometry | LiveGrid, g: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The c-transforms of g over classes of columns, a piece of the rows at a time, and where they are taken."""
         n, m = geometry.shape
-        if isinstance(geometry, Grid):
+        if isinstance(geometry, Grid | LiveGrid):
             yield from ((slice(0, n), *found) for found in geometry.minima(g, width))
             return
         order = torch.randperm(m, generator=self._generator).to(g.device)
@@ -298,24 +342,41 @@ class LazyTransport:
         n_iter = self.stats["n_iter"]
         n, m = self._whole.shape
         device = self._whole.device
-        none = torch.full((m,), -torch.inf, dtype=torch.float64, device=device)
         if not len(self._rows):
-            g = torch.zeros_like(none)
+            g = torch.zeros(m, dtype=torch.float64, device=device)
             f = _transformed(self._whole, g)
             empty = np.empty(0, np.int64)
             return simplex.SimplexResult(empty, empty, np.empty(0), f.cpu().numpy(), g.cpu().numpy(), 0, True)
         rows, cols, flow, *_ = self._basis()
         used = flow > 0
         rows, cols, flow = rows[used], cols[used], flow[used]
-        f, g = self._f, self._g
-        if len(f) < n or len(g) < m:  # lines without mass get their greatest feasible duals
-            live_rows, live_cols = (torch.from_numpy(t).to(device) for t in (self._rows, self._cols))
-            known = none.index_put((live_cols,), g)
-            f = _transformed(self._whole, known).index_put((live_rows,), f)
-            g = _transformed(self._whole.T, f).index_put((live_cols,), g)
+        live_rows, live_cols = ((torch.from_numpy(t).to(device),) for t in (self._rows, self._cols))
+        f, g = (torch.full((size,), -torch.inf, dtype=torch.float64, device=device) for size in (n, m))
+        f, g = f.index_put(live_rows, self._f), g.index_put(live_cols, self._g)
+        if len(self._f) < n or len(self._g) < m:  # lines without mass get their greatest feasible duals
+            f = _transformed(self._whole, g).index_put(live_rows, self._f)
+            g = _transformed(self._whole.T, f).index_put(live_cols, self._g)
         mass = self._mass(rows, cols, flow)
         ends = self._rows[rows.numpy()], self._cols[cols.numpy()]
         return simplex.SimplexResult(*ends, mass, f.cpu().numpy(), g.cpu().numpy(), n_iter, self.optimal)
+
+
+def _with_mass(geometry: Geometry, rows: Tensor, cols: Tensor) -> Geometry | LiveGrid:
+    """The pairs of these rows and columns, in this order."""
+    n, m = geometry.shape
+    if isinstance(geometry, Grid) and (not geometry.fused or len(rows) * len(cols) > _SEPARABLE * (n + m)):
+        return LiveGrid(geometry, rows, cols)
+    same = all(len(t) == k and bool((t.diff() > 0).all()) for t, k in ((rows, n), (cols, m)))
+    return geometry if same else geometry.part(rows, cols)
+
+
+def _united(arcs: _Arcs, plan: Flows, m: int) -> tuple[_Arcs, _Int]:
+    """The arcs and those of a plan, and the flow on each."""
+    used = plan.rows * m + plan.cols
+    keys = distinct(np.concatenate([used, (arcs.rows * m + arcs.cols).numpy()]))
+    flow = np.zeros(len(keys), np.int64)
+    flow[np.searchsorted(keys, used)] = plan.flow
+    return _Arcs(torch.from_numpy(keys // m), torch.from_numpy(keys % m)), flow
 
 
 def _sample(units: _Int, count: int) -> tuple[_Int, _Float]:
@@ -334,10 +395,10 @@ def _pieces(n: int, m: int) -> list[slice]:
     return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 
-def _transformed(geometry: Geometry, h: Tensor) -> Tensor:
+def _transformed(geometry: Geometry | LiveGrid, h: Tensor) -> Tensor:
     """The hard c-transform of h, piece by piece, so that Ctrl-C is heard; a grid needs none."""
     pieces = _pieces(*geometry.shape)
-    if len(pieces) == 1 or isinstance(geometry, Grid):
+    if len(pieces) == 1 or isinstance(geometry, Grid | LiveGrid):
         return geometry.cmin(h)[0]
     return torch.cat([geometry.part(rows=piece).cmin(h)[0] for piece in pieces])
 
