@@ -155,7 +155,7 @@ class SpanningTree {
     Index mark = none;               // of the last shift that looked at it, plus one where it was shifted
   };
 
-  static constexpr Index least_clustered = 1 << 14;  // nodes
+  static constexpr Index least_clustered = 1 << 12;  // nodes
 
   bool is_row(Index u) const { return u < n_; }
 

@@ -7,10 +7,12 @@ import ot
 import pytest
 import torch
 
+import brenier
 from brenier import Grid, PointCloud
+from brenier.solvers import NetworkSimplex
 from brenier.solvers.exact import simplex
 from brenier.solvers.exact.multiscale import Flows, LiveGrid, distinct, mended, neighbourly, split
-from problems import assert_close, cloud, rng
+from problems import assert_close, check_feasible, cloud, rng, weights
 
 needs_native = pytest.mark.skipif(simplex.native is None, reason="native engine not built")
 
@@ -147,16 +149,42 @@ def test_the_blocks_of_a_grid(sizes: tuple[int, ...], side: int, shift: int) -> 
 
 def test_orders_are_permutations_in_which_near_lines_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brenier.solvers.exact.multiscale._LARGE", 100)
-    for geometry in (Grid(13, 22), Grid(1, 1), PointCloud(cloud(300, 2, 0), cloud(200, 2, 1)), PointCloud(cloud(9, 2))):
-        for order, size in zip(neighbourly(geometry), geometry.shape):
+    for geometry in (Grid(13, 22), Grid(1, 1), PointCloud(cloud(300, 2, 0), cloud(200, 2, 1))):
+        orders = neighbourly(geometry)
+        assert orders is not None
+        for order, size in zip(orders, geometry.shape):
             np.testing.assert_array_equal(np.sort(order), np.arange(size))
-    points = Grid(16, 16).points[torch.from_numpy(neighbourly(Grid(16, 16))[0])]
+    assert neighbourly(PointCloud(cloud(90, 2), cloud(200, 2))) is None
+    assert neighbourly(PointCloud(cloud(300, 20), cloud(200, 20))) is None
+    orders = neighbourly(Grid(16, 16))
+    assert orders is not None
+    points = Grid(16, 16).points[torch.from_numpy(orders[0])]
     runs = points.reshape(16, 16, 2)  # of 16 nodes each: squares of 4 x 4
     assert float((runs.amax(1) - runs.amin(1)).max()) == 3
     x = cloud(400, 2, 2)
-    order = neighbourly(PointCloud(x, x))[0]
-    steps = [(x[i].diff(dim=0)).norm(dim=1).mean() for i in (order, np.arange(400))]
+    orders = neighbourly(PointCloud(x, x))
+    assert orders is not None
+    steps = [(x[i].diff(dim=0)).norm(dim=1).mean() for i in (orders[0], np.arange(400))]
     assert steps[0] < steps[1] / 4
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("given", ["", "f", "g"])
+def test_a_dense_solve_in_order_answers_in_the_order_of_the_points(
+    engine: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, a, b = cloud(70, 2, 0), cloud(60, 2, 1), weights(70, 2, zeros=5), weights(60, 3, zeros=5)
+    cold = brenier.solve(x, y, a=a, b=b, solver=NetworkSimplex(pairs="dense", engine=engine))
+    monkeypatch.setattr("brenier.solvers.exact.multiscale._LARGE", 2)
+    start = {given: getattr(cold, given)} if given else {}
+    solution = brenier.solve(x, y, a=a, b=b, solver=NetworkSimplex(pairs="dense", engine=engine, **start))
+    assert solution.status is brenier.Status.OPTIMAL
+    assert_close(solution.plan.dense(), cold.plan.dense(), 1e-12, 1e-15)
+    assert_close(solution.value, cold.value, 1e-12)
+    assert float(solution.certificate.relative_gap) <= 1e-12
+    check_feasible(solution.f, solution.g, PointCloud(x, y).tile().numpy(), 1e-12)
+    if given:
+        assert solution.stats["n_iter"] <= 5
 
 
 def test_distinct() -> None:

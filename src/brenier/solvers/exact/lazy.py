@@ -86,7 +86,8 @@ class LazyTransport:
         assert native is not None
         start = time.perf_counter()
         self._whole, self._a, self._b = geometry, a, b
-        self._rows, self._cols = (order[w[order] > 0] for order, w in zip(neighbourly(geometry), (a, b)))
+        orders = neighbourly(geometry) or map(np.arange, geometry.shape)
+        self._rows, self._cols = (order[w[order] > 0] for order, w in zip(orders, (a, b)))
         self.optimal, self.gap = not len(self._rows), 0.0 if not len(self._rows) else float("inf")
         self.stats: dict[str, Any] = {"rounds": 0, "arcs": 0, "n_iter": 0}
         self.stats |= {"seconds_start": 0.0, "seconds_pivots": 0.0, "seconds_pricing": 0.0}

@@ -22,6 +22,7 @@ from ...problem import Problem
 from ...solution import Status
 from ..base import Forecast, Outcome, Solver, check_count, check_number, check_start, time_is_up
 from .lazy import LazyTransport, refuse_cost
+from .multiscale import neighbourly
 from .virtual import Demand, VirtualTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]
@@ -229,20 +230,33 @@ class NetworkSimplex(Solver[SimplexState]):
                 if not self._ended(item):
                     item.round(self.max_pivots, self.gap or 0.0)
             return state
-        results = tuple(
-            simplex.network_simplex(
-                self._cost(item.geometry),
-                item.a,
-                item.b,
-                f=None if item.f is None else item.f.cpu().numpy(),
-                g=None if item.g is None else item.g.cpu().numpy(),
-                max_iter=self.max_pivots,
-                interrupt=time_is_up,
-                engine=self.engine,
-            )
-            for item in self._items(problem, state.virtual)
-        )
+        results = tuple(map(self._solved, self._items(problem, state.virtual)))
         return state._replace(results=results)
+
+    def _solved(self, item: _Item) -> simplex.SimplexResult:
+        """The solution of one item on its cost matrix, whose lines are put in order where that helps."""
+        geometry, a, b, *start = item
+        f, g = (None if t is None else t.cpu().numpy() for t in start)
+        orders = neighbourly(geometry)
+        if orders is not None:
+            rows, cols = orders
+            geometry, a, b = geometry.part(*map(torch.from_numpy, orders)), a[rows], b[cols]
+            f, g = None if f is None else f[rows], None if g is None else g[cols]
+        result = simplex.network_simplex(
+            self._cost(geometry),
+            a,
+            b,
+            f=f,
+            g=g,
+            max_iter=self.max_pivots,
+            interrupt=time_is_up,
+            engine=self.engine,
+        )
+        if orders is None:
+            return result
+        f, g = np.empty_like(result.f), np.empty_like(result.g)
+        f[rows], g[cols] = result.f, result.g
+        return result._replace(rows=rows[result.rows], cols=cols[result.cols], f=f, g=g)
 
     @staticmethod
     def _cost(geometry: Geometry) -> NDArray[np.float64]:
