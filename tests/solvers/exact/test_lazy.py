@@ -18,7 +18,7 @@ from brenier import CostMatrix, Grid, InvalidInput, PointCloud, Problem, Solutio
 from brenier.data import dotmark
 from brenier.errors import NotConvergedWarning
 from brenier.solvers import NetworkSimplex, run
-from brenier.solvers.exact import lazy, multiscale, simplex
+from brenier.solvers.exact import lazy, refinement, simplex
 from problems import (
     COSTS,
     HARD,
@@ -52,7 +52,7 @@ def _lists(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         grids = {"_SMALL_GRID": 16, "_SEPARABLE": 0, "_BLOCK_ROWS": 9}
         for name, value in (tiny | grids).items():
             monkeypatch.setattr(lazy, name, value)
-        monkeypatch.setattr(multiscale, "_LARGE", 2)
+        monkeypatch.setattr(refinement, "_LARGE", 2)
 
 
 def check(solution: Solution, cost: np.ndarray, a: Any, b: Any, optimum: float, tol: float = 1e-9) -> None:

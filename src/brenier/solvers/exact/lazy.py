@@ -25,7 +25,7 @@ from ...geometry import Geometry, Grid
 from ...kernels import simplex
 from ...kernels.build import native
 from ..base import time_is_up
-from .multiscale import Flows, LiveGrid, distinct, mended, neighbourly, split
+from .refinement import Flows, LiveGrid, distinct, mended, neighbourly, split
 
 __all__ = ["LazyTransport", "refuse_cost"]
 

@@ -22,7 +22,7 @@ from ...problem import Problem
 from ...solution import Status
 from ..base import Forecast, Outcome, Solver, check_count, check_number, check_start, time_is_up
 from .lazy import LazyTransport, refuse_cost
-from .multiscale import neighbourly
+from .refinement import neighbourly
 from .virtual import Demand, VirtualTransport
 
 __all__ = ["NetworkSimplex", "SimplexState"]

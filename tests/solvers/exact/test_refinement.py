@@ -11,7 +11,7 @@ import brenier
 from brenier import Grid, PointCloud
 from brenier.solvers import NetworkSimplex
 from brenier.solvers.exact import simplex
-from brenier.solvers.exact.multiscale import Flows, LiveGrid, distinct, mended, neighbourly, split
+from brenier.solvers.exact.refinement import Flows, LiveGrid, distinct, mended, neighbourly, split
 from problems import assert_close, check_feasible, cloud, rng, weights
 
 needs_native = pytest.mark.skipif(simplex.native is None, reason="native engine not built")
@@ -148,7 +148,7 @@ def test_the_blocks_of_a_grid(sizes: tuple[int, ...], side: int, shift: int) -> 
 
 
 def test_orders_are_permutations_in_which_near_lines_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("brenier.solvers.exact.multiscale._LARGE", 100)
+    monkeypatch.setattr("brenier.solvers.exact.refinement._LARGE", 100)
     for geometry in (Grid(13, 22), Grid(1, 1), PointCloud(cloud(300, 2, 0), cloud(200, 2, 1))):
         orders = neighbourly(geometry)
         assert orders is not None
@@ -175,7 +175,7 @@ def test_a_dense_solve_in_order_answers_in_the_order_of_the_points(
 ) -> None:
     x, y, a, b = cloud(70, 2, 0), cloud(60, 2, 1), weights(70, 2, zeros=5), weights(60, 3, zeros=5)
     cold = brenier.solve(x, y, a=a, b=b, solver=NetworkSimplex(pairs="dense", engine=engine))
-    monkeypatch.setattr("brenier.solvers.exact.multiscale._LARGE", 2)
+    monkeypatch.setattr("brenier.solvers.exact.refinement._LARGE", 2)
     start = {given: getattr(cold, given)} if given else {}
     solution = brenier.solve(x, y, a=a, b=b, solver=NetworkSimplex(pairs="dense", engine=engine, **start))
     assert solution.status is brenier.Status.OPTIMAL
