@@ -72,8 +72,8 @@ class NetworkSimplex(Solver[SimplexState]):
     pairs="lazy" it pivots on a list of some dozen arcs per point, O(n + m) memory, and prices all pairs tile by tile
     until none violates c_ij >= f_i + g_j, so the certificate is the same. A step is then one round of pivots and
     pricing: callbacks and progress (the relative gap so far) work between rounds, and every round has a feasible plan.
-    Without potentials to start from, those of a random third of the points serve, solved in the same
-    way.
+    Without potentials to start from, those of a third of the points serve, solved in the same way; on a large grid the
+    plan of a coarser grid, split among the nodes of its cells and mended block by block, is the first plan.
 
     A timeout ends pivots and pricing in their midst, of either way, with a feasible plan; the gap is then that to the
     best duals so far. What cannot be cut short is the first feasible pair: a few passes over the pairs.
