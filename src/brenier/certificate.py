@@ -139,7 +139,9 @@ def _dual(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         g = torch.minimum(g, geometry.cmin(torch.where(live_a, least_a, -torch.inf), dim=0)[0])
     f = left.trimmed(geometry.cmin(g)[0], side_a)
     g = geometry.cmin(torch.where(live_a, f, -torch.inf), dim=0)[0]
-    scale = torch.maximum(_largest(f), _largest(g))  # either is rounded as the costs are
+    scale = torch.maximum(_largest(f), _largest(g))  # either is rounded as the costs are,
+    if least_a is not None or least_b is not None:  # of which there are large ones where all potentials are zero
+        scale = torch.maximum(scale, _largest(geometry.tile(slice(0, 1)).squeeze(-2)))
     f, g = _lifted(f, least_a, live_a, scale), _lifted(g, least_b, live_b, scale)
     shift = translation(problem.marginals, (side_a, side_b), f, g)  # keeps f + g <= c
     if shift is not None:

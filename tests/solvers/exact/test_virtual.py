@@ -342,3 +342,13 @@ def test_a_bordered_cost_is_its_matrix() -> None:
         assert torch.allclose(part.cost_at(i, j), matrix[i, j], atol=1e-14)
         assert torch.allclose(part.softmin(torch.zeros(matrix.shape[1], dtype=torch.float64), 0.5),
                               -0.5 * torch.logsumexp(-matrix / 0.5, 1), atol=1e-12)  # fmt: skip
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_rounding_of_the_costs_does_not_cost_the_bound_where_all_potentials_are_zero(swapped: bool) -> None:
+    turn = 2 * torch.pi * torch.arange(27, dtype=torch.float64) / 27
+    x = torch.stack([turn.cos(), turn.sin()], 1)  # distances to themselves are rounded to -2e-16
+    pair = (Free(), TV(0.4)) if swapped else (TV(0.4), Free())
+    solution = brenier.solve(x, x.clone(), a=weights(27, 0), b=weights(27, 1), marginals=pair)
+    assert float(solution.certificate.primal) == 0
+    assert -1e-15 < float(solution.certificate.dual) <= 0
