@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard src/native/*)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+# Small problems: two tests at once with a thread each take half the time of one after the other with two.
+PYTEST_ENV := OMP_NUM_THREADS=1
+SPREAD ?= --numprocesses 2 --dist loadfile
+
 BENCH := .venv-bench
 BENCHES := $(addprefix bench-,exact assignment kernels tiny batches large sliced barycentres low-rank adaptation \
   dynamic losses couplings decoding semidiscrete structure entropic)
@@ -15,7 +19,7 @@ demo: $(VENV)/.experiments ## Install, solve a real problem three ways, run LOT,
 	$(BIN)/brenier demo
 
 test: $(VENV)/.test ## The whole test suite
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q
+	$(PYTEST_ENV) $(BIN)/python -m pytest -q $(SPREAD)
 
 lint: $(VENV)/.dev ## Style, types, floors, spelling
 	$(BIN)/ruff check
@@ -102,12 +106,12 @@ sanitize: ## The native engine with address and undefined-behaviour sanitizers, 
 	SANITIZED_PYTHON=$(SANITIZED)/bin/python sh benchmarks/sanitize.sh
 
 # Triton's kernels do not ask for the extension: their interpreter, which is slow, runs with the other suite.
-pure: ## Build as if no compiler were there; the suite must pass on the reference engine
+pure: ## Build as if no compiler were there; all but the slow tests must pass on the reference engine
 	$(PYTHON) -m venv .venv-pure
 	CC=/bin/false CXX=/bin/false .venv-pure/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt '.[test]'
 	.venv-pure/bin/python -c "from brenier.kernels.build import native; assert native is None"
-	TRITON_INTERPRET=0 OMP_NUM_THREADS=2 .venv-pure/bin/python -m pytest -q -p no:cacheprovider
+	TRITON_INTERPRET=0 $(PYTEST_ENV) .venv-pure/bin/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu" $(SPREAD)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -95,23 +95,23 @@ struct MatrixRunner {
                 best[turn] = max(g - c, best[turn]);
                 turn = (turn + 1) & 3;
             });
-            const double top = double(greatest(max(max(best[0], best[1]), max(best[2], best[3]))) * T(scale));
+            const double top = double(greatest(max(max(best[0], best[1]), max(best[2], best[3]))));
             if (top == -kInfinite) continue;
             if (top > shift) {
-                sum = sum > 0 ? sum * std::exp2(shift - top) : 0;
+                sum = sum > 0 ? sum * std::exp2((shift - top) * scale) : 0;
                 shift = top;
             }
-            const V at = V::set1(T(shift));
+            const V at = V::set1(T(shift));  // taken off before the scaling: the exponent is never above zero
             V parts[4] = {V::set1(0), V::set1(0), V::set1(0), V::set1(0)};
             turn = 0;
             along(row, j, end, [&](V c, V g, std::int64_t) {
-                parts[turn] = parts[turn] + exp2((g - c) * s - at);
+                parts[turn] = parts[turn] + exp2((g - c - at) * s);
                 turn = (turn + 1) & 3;
             });
             sum += total(parts[0] + parts[1] + (parts[2] + parts[3]));
         }
         // an infinite shift: no mass at all, or a column of infinite g
-        task.out[i] = T(std::isinf(shift) ? -shift : -(shift + std::log2(sum)) * unscale);
+        task.out[i] = T(std::isinf(shift) ? -shift : -(shift + std::log2(sum) * unscale));
     }
 
     void row_cmin(std::int64_t i) const {
@@ -333,24 +333,24 @@ struct MatrixRunner {
             for (V& b : best) b = V::set1(lowest);
             across(i, j, end, buffer, [&](int l, V c, std::int64_t t) { best[l] = max(V::set1(task.g[t]) - c, best[l]); });
             T top[L * W];
-            for (int l = 0; l < L; ++l) (best[l] * s).store(top + l * W);
+            for (int l = 0; l < L; ++l) best[l].store(top + l * W);
             for (int l = 0; l < L * W; ++l) {
                 if (double(top[l]) > shift[l]) {
-                    sum[l] = sum[l] > 0 ? sum[l] * std::exp2(shift[l] - double(top[l])) : 0;
+                    sum[l] = sum[l] > 0 ? sum[l] * std::exp2((shift[l] - double(top[l])) * scale) : 0;
                     shift[l] = double(top[l]);
                 }
                 top[l] = shift[l] > -kInfinite ? T(shift[l]) : T(0);
             }
             for (int l = 0; l < L; ++l) at[l] = V::load(top + l * W), parts[l] = V::set1(0);
             across(i, j, end, buffer, [&](int l, V c, std::int64_t t) {
-                parts[l] = parts[l] + exp2((V::set1(task.g[t]) - c) * s - at[l]);
+                parts[l] = parts[l] + exp2((V::set1(task.g[t]) - c - at[l]) * s);
             });
             for (int l = 0; l < L; ++l) parts[l].store(top + l * W);
             for (int l = 0; l < L * W; ++l) sum[l] += double(top[l]);
         }
         const std::int64_t count = task.n - i < L * W ? task.n - i : L * W;
         for (std::int64_t l = 0; l < count; ++l) {
-            task.out[i + l] = T(std::isinf(shift[l]) ? -shift[l] : -(shift[l] + std::log2(sum[l])) * unscale);
+            task.out[i + l] = T(std::isinf(shift[l]) ? -shift[l] : -(shift[l] + std::log2(sum[l]) * unscale));
         }
     }
 

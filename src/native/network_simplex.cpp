@@ -313,16 +313,24 @@ class PivotList {
   }
 
   // Pivot until no listed arc has a negative reduced cost; false when stopped. Each block of rows offers its best
-  // arc per row, and the best of these pivots until none is left.
-  bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop) {
-    if (!tree_.cluster()) return pivot_list<false>(max_iter, stop);
-    const bool optimal = pivot_list<true>(max_iter, stop);
-    tree_.settle(p_.data());
-    return optimal;
+  // arc per row, and the best of these pivots until none is left. As potentials only ever move, they drift away from
+  // zero; were they left to, their rounding would outgrow the tolerance, and an arc could enter for ever.
+  template <class Refresh>
+  bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop, Refresh refresh) {
+    for (Index cursor = 0;; refresh()) {
+      const std::int64_t stale = n_iter_ + n_ + m_;
+      const bool clustered = tree_.cluster();
+      const Pause pause = clustered ? pivot_until<true>(stale, max_iter, stop, cursor)
+                                    : pivot_until<false>(stale, max_iter, stop, cursor);
+      if (clustered) tree_.settle(p_.data());
+      if (pause != Pause::stale) return pause == Pause::optimal;
+    }
   }
 
+  enum class Pause { optimal, stopped, stale };
+
   template <bool clustered>
-  bool pivot_list(std::int64_t max_iter, const std::function<bool()>& stop) {
+  Pause pivot_until(std::int64_t stale, std::int64_t max_iter, const std::function<bool()>& stop, Index& cursor) {
     const auto potential = [this](Index u) { return clustered ? p_[u] + tree_.shift(u) : p_[u]; };
     struct Candidate {
       Index row, col;
@@ -330,9 +338,8 @@ class PivotList {
     };
     std::vector<Candidate> candidates;
     const Index count = static_cast<Index>(rows_.size());
-    Index cursor = 0;
     for (Index idle = 0; idle < count;) {
-      if (stop()) return false;
+      if (stop()) return Pause::stopped;
       candidates.clear();
       const Index end = std::min(count, cursor + block_rows);
       for (Index r = cursor; r < end; ++r) {
@@ -360,9 +367,10 @@ class PivotList {
         }
         candidates.resize(kept);
         if (kept == 0) break;
-        if (n_iter_ >= max_iter) return false;
+        if (n_iter_ >= max_iter) return Pause::stopped;
+        if (n_iter_ >= stale) return Pause::stale;
         if (n_iter_ >= next_poll_) {
-          if (stop()) return false;
+          if (stop()) return Pause::stopped;
           next_poll_ = n_iter_ + poll_every;
         }
         tree_.pivot(candidates[best].row, n_ + candidates[best].col, least, p_.data());
@@ -372,7 +380,7 @@ class PivotList {
         idle = 0;
       }
     }
-    return true;
+    return Pause::optimal;
   }
 
   // The arcs of the tree and their flow.
@@ -435,7 +443,7 @@ class DenseSimplex : PivotList {
   TransportBasis solve() {
     start();
     bool optimal = false;
-    for (std::vector<Arc> arcs; pivot_list(max_iter_, stop_); list(arcs)) {
+    for (std::vector<Arc> arcs; pivot_list(max_iter_, stop_, [this] { refresh(); }); list(arcs)) {
       refresh();
       arcs.clear();
       if (!price_all(arcs)) break;
@@ -801,7 +809,7 @@ class ListedTransport::Simplex : PivotList {
   }
 
   bool pivot(std::int64_t max_iter, const std::function<bool()>& stop) {
-    const bool optimal = pivot_list(max_iter, stop);
+    const bool optimal = pivot_list(max_iter, stop, [this] { refresh(); });
     refresh();
     return optimal;
   }

@@ -77,6 +77,10 @@ def test_extremes(name):
                 h = torch.linspace(-1e4, 1e4, 40, dtype=dtype)
                 out = geometry.softmin(h, 1e-3)
                 assert torch.allclose(out, cost[:, -1] - h[-1])
+                # an epsilon below the rounding of the potentials: all that is left is the least of them
+                for height in (1e12, -1e12, 1e30, -1e30):
+                    out = geometry.softmin(torch.full((40,), height, dtype=dtype), 0.3)
+                    assert torch.allclose(out, torch.full((20,), -height, dtype=dtype))
                 zero = geometry.apply(torch.zeros(20, dtype=dtype), nothing, 0.1, torch.ones(40, 1, dtype=dtype))
                 assert bool((zero == 0).all())
 

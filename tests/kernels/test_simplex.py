@@ -282,6 +282,14 @@ def test_agrees_with_pot(engine, n, m, d, masses):
 # ------------------------------------------------------------------------------- starting and stopping
 
 
+def test_drifting_potentials_do_not_let_an_arc_in_for_ever(engine):
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=draw).double().numpy() for n in (600, 720))
+    cost = ((x[:, None] - y - 1) ** 2).sum(-1)
+    a, b = np.full(600, 1 / 600), np.full(720, 1 / 720)
+    check_optimal(network_simplex(cost, a, b, engine=engine, max_iter=60_000), cost, a, b)
+
+
 @pytest.mark.parametrize("given_duals", ["f", "g", "fg"])
 def test_optimal_duals_save_the_pivots(engine, given_duals):
     cost, a, b = clouds(10, 200, 250)

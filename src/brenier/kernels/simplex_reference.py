@@ -125,7 +125,7 @@ def solve(
     n_iter, optimal, stopped = 0, False, False
     while not (optimal or stopped):
         tolerance = _refresh(tree, cost, rows, cols, p)
-        pivots = n_iter
+        pivots, stale = n_iter, n_iter + n + m
         idle = 0
         while idle < len(blocks) and not stopped:
             for block in blocks:
@@ -144,7 +144,9 @@ def solve(
                     stopped = n_iter >= max_iter or (
                         interrupt is not None and n_iter % _POLL == 0 and bool(interrupt())
                     )
-                    if not stopped:
+                    if n_iter >= stale:  # potentials drift, and their rounding would outgrow the tolerance
+                        tolerance, stale = _refresh(tree, cost, rows, cols, p), n_iter + n + m
+                    elif not stopped:
                         tree.pivot(int(i[best]), n + int(j[best]), reduced[best], p)
                         n_iter += 1
                         idle = 0
