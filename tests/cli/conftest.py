@@ -12,7 +12,7 @@ from cli_outcome import Clouds, Ran
 @pytest.fixture
 def brenier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
     """Run the command line in this process, as the console script does."""
-    from brenier.cli import main
+    from brenier.cli import app, main
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["brenier", *map(str, arguments)])
@@ -22,7 +22,8 @@ def brenier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         code = stop.value.code
         return Ran(code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
 
-    monkeypatch.setenv("COLUMNS", "200")
+    for console in (app._out, app._err):
+        monkeypatch.setattr(console, "width", 200)  # whatever the environment was when it was made
     yield run
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

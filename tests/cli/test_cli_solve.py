@@ -615,3 +615,13 @@ def test_failure_while_writing_leaves_the_old_file(
     assert brenier("solve", *pair, "--out", out / "p.npz").code == 130
     assert [p.name for p in out.iterdir()] == ["p.npz"]
     assert (out / "p.npz").read_bytes() == b"old"
+
+
+def test_paths_are_folded_not_cut_on_a_narrow_terminal(
+    brenier: Cli, pair: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from brenier.cli import app
+
+    monkeypatch.setattr(app._out, "width", 40)
+    ran = brenier("solve", *pair, "--out", out / "the-plan.npz")
+    assert str(out / "the-plan.npz") in "".join(line[17:].rstrip() for line in ran.out.splitlines())

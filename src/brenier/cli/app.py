@@ -118,7 +118,7 @@ def solve(
     if not as_json:
         for points, file in ((x, source), (y, target)):
             if points.ignored:
-                _err.print(f"{file}: columns without numbers ignored: {', '.join(points.ignored)}")
+                _err.print(f"{file}: columns without numbers ignored: {', '.join(points.ignored)}", soft_wrap=True)
 
     quiet = as_json or not _err.is_terminal
     start = time.perf_counter()
@@ -264,8 +264,16 @@ def _peak_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _show_solution(record: dict[str, Any], status: str, out: Path | None, plot: Path | None) -> None:
+def _pairs() -> RichTable:
+    """A table of names and values; a long path goes on in the next line, and is not cut."""
     table = RichTable(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
+
+
+def _show_solution(record: dict[str, Any], status: str, out: Path | None, plot: Path | None) -> None:
+    table = _pairs()
     errors = record["marginal_errors"]
     rows = [
         ("value", f"{record['value']:.10g}"),
@@ -426,7 +434,7 @@ def decode(
     if as_json:
         sys.stdout.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
         return
-    table = RichTable(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = _pairs()
     for name, value in (
         ("block efficiency", f"{record['block_efficiency']:.2f} tokens a call"),
         ("target calls", f"{record['target_calls']:,} for {record['tokens']:,} tokens"),
