@@ -351,7 +351,7 @@ def test_steps_of_mirror_descent_leave_ended_items_alone() -> None:
     counts: list[int] = []
 
     def look(iteration: int, state: Any) -> None:
-        if bool(state.settled[0] & (state.change[0] <= 1e-6)):
+        if bool(Mirror()._met(state)[0]):
             seen.append(state.F[0])
         counts.append(iteration)
 

@@ -26,7 +26,43 @@ __all__ = ["Mirror", "MirrorState", "Proximal", "objective"]
 _LOOSE = 1e-2  # relative marginal error of the first linear problems
 _SHARE = 0.1  # of the last change of the plan that the next linear problem may leave as marginal error
 _ROUNDS = 30  # iterations of Sinkhorn for the first linear problems of a batch, whose items share them
+_NEAR = 1e-2  # change of the plan from which on linear problems look ahead
+_REACH = 2.5  # how far, in units of the last step
+_SAME = 0.8  # cosine between two steps that go the same way
+_FAILURES = 3  # of looks ahead, after which there are no more
+_BLUR = 1e-2  # of the change of the plan that rounding of the gradient to float32 may make
 _RISE = 100  # marginal errors, times the objective, from which on a rise counts as one
+
+
+class Look(NamedTuple):
+    """How the looks ahead fare, each (*batch,) but for `step`.
+
+    Close to rest the plans approach their limit along the slowest mode, step by step in the same direction. Where two
+    steps agree in it, the next linear problem takes the gradient further on, and the one after it that of its own plan.
+    """
+
+    ahead: Tensor  # whether the last linear problem looked ahead
+    step: Tensor  # (*batch, n), of f, the last
+    turn: Tensor  # cosine between it and the one before
+    change: Tensor  # of the plan, in the last step that did not look ahead
+    value: Tensor  # after it
+    failures: Tensor  # pairs of steps, one that looked ahead and one that did not, that brought nothing
+
+    @classmethod
+    def none(cls, weights: Tensor) -> Look:
+        zero = weights.new_zeros(weights.shape[:-1])
+        return cls(zero > 0, torch.zeros_like(weights), zero, zero + torch.inf, zero + torch.inf, zero)
+
+    def pays(self) -> Tensor:
+        return (self.change < _NEAR) & (self.turn > _SAME) & (self.failures < _FAILURES) & ~self.ahead
+
+    def after(self, ahead: Tensor, step: Tensor, weights: Tensor, change: Tensor, value: Tensor) -> Look:
+        """What a step of f and a change of the plan add, where it looked ahead and where it did not."""
+        step = step - (weights * step).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+        failed = self.ahead & (change > self.change) & (value >= self.value)
+        last, level = (torch.where(ahead, s, t) for s, t in ((self.change, change), (self.value, value)))
+        turn = torch.cosine_similarity(step, self.step, -1)
+        return Look(ahead, step, turn, last, level, self.failures + failed)
 
 
 class MirrorState(NamedTuple):
@@ -38,12 +74,15 @@ class MirrorState(NamedTuple):
     epsilon: Tensor
     moments: Moments
     half: Linear
+    before: Linear  # half of the plan before
     ratio: Linear  # -log(P / (a ⊗ b))
     f: Tensor
     g: Tensor
     value: Tensor
     damping: Tensor  # weight of KL(P | last P)
     change: Tensor  # of the plan in the last step, relative; NaN where it left the floating-point range
+    drift: Tensor  # sum of these since `half` was last made in float64
+    look: Look
     loosest: Tensor  # tolerance of the linear problems from here on
     settled: Tensor  # whether the last one was solved to the last digit that counts
     rounds: int  # iterations of Sinkhorn for the next linear problem
@@ -81,12 +120,15 @@ class _Descent(Solver[MirrorState]):
             epsilon=none + 1,
             moments=moments,
             half=half,
+            before=half,
             ratio=nothing,
             f=torch.zeros_like(form.a),
             g=torch.zeros_like(form.b),
             value=none + torch.inf,
             damping=self._damping(problem, form.scale),
             change=none + torch.inf,
+            drift=none,
+            look=Look.none(form.a),
             loosest=none + _LOOSE,
             settled=none > 0,
             rounds=min(_ROUNDS, self.inner_max_iter) if problem.batch_shape else self.inner_max_iter,
@@ -97,7 +139,10 @@ class _Descent(Solver[MirrorState]):
         given, ended = quadratic(problem), self.done(problem, state)
         form, soft = given.form, given.soft
         base = torch.zeros_like(state.damping) if given.epsilon is None else given.epsilon.double()
-        cost, unit = form.gradient(state.half), torch.ones_like(state.damping)
+        half, ahead = state.half, state.look.pays() & (state.damping == 0) & ~ended & (not soft)
+        if bool(ahead.any()):
+            half = state.before.lerp(half, 1 + _REACH * ahead.double())
+        cost, unit = form.gradient(half), torch.ones_like(state.damping)
         if soft:  # the best plan against the last one, of a form that is linear in both
             cost = state.half.times(form.alpha)
             cost = cost._replace(row=cost.row + self._constant(given, state).unsqueeze(-1))
@@ -130,7 +175,14 @@ class _Descent(Solver[MirrorState]):
             grown = (unit / moments.p.sum(-1)).sqrt()
             moments, lift = moments.times(grown), (epsilon * grown.log()).unsqueeze(-1)
             F, f = F + lift, f + lift
-        half = form.half(moments)
+        move = (moments.body - state.moments.body).abs().sum((-2, -1))
+        mass = moments.body.abs().sum((-2, -1))
+        change = move / mass
+        drift = state.drift + change
+        if form.narrow(drift * mass, _BLUR * change * epsilon, ~ended):
+            half = form.half_after(moments, state.moments, state.half)
+        else:
+            half, drift = form.half(moments), torch.zeros_like(drift)
         ratio = Linear(cost.row - _finite(f), cost.col - _finite(g), cost.core).times(1 / epsilon)
         value = objective(given, form, moments, half, ratio)
         solved = torch.tensor([s.ok for s in solution.statuses], device=value.device).reshape(value.shape)
@@ -138,15 +190,16 @@ class _Descent(Solver[MirrorState]):
         # the few items that need more go on from what they have; once they are many, all wait for them
         few = int((~solved & ~ended).sum()) * 2 < int((~ended).sum())
         rounds = state.rounds if few else min(2 * state.rounds, self.inner_max_iter)
-        move = (moments.body - state.moments.body).abs().sum((-2, -1))
-        change = move / moments.body.abs().sum((-2, -1))
         rise = (value > state.value + _RISE * least * form.scale) & (not soft)
         again = rise & state.settled & settled
         loosest = torch.where(rise, _SHARE * wanted, state.loosest)  # or the plans missed their marginals
-        new = MirrorState(cost, F, G, epsilon, moments, half, ratio, f, g, value, state.damping, change, loosest,
-                          settled, rounds, cold=False)  # fmt: skip
+        look = state.look.after(ahead, _finite(f - state.f), form.a, change, value)
+        new = MirrorState(cost, F, G, epsilon, moments, half, state.half, ratio, f, g, value, state.damping, change,
+                          drift, look, loosest, settled, rounds, cold=False)  # fmt: skip
         # a step too long for a form that is not concave: shorter ones from here on
-        shorter = state._replace(damping=torch.maximum(2 * state.damping, base), rounds=rounds, cold=False)
+        damping = torch.where(ahead, state.damping, torch.maximum(2 * state.damping, base))
+        look = state.look._replace(turn=torch.where(ahead, 0, state.look.turn))
+        shorter = state._replace(damping=damping, look=look, rounds=rounds, cold=False)
         lost = state._replace(change=torch.full_like(change, torch.nan), rounds=rounds, cold=False)
         new = where(torch.isnan(change), lost, where(again, shorter, new))
         return where(ended, state, new)
@@ -166,7 +219,7 @@ class _Descent(Solver[MirrorState]):
         return self._met(state) | torch.isnan(state.change)
 
     def _met(self, state: MirrorState) -> Tensor:
-        return state.settled & (state.change <= self.tol)
+        return state.settled & (state.change <= self.tol) & ~state.look.ahead
 
     def terminate(self, problem: Problem, state: MirrorState) -> tuple[Status, ...] | None:
         return self.verdict(problem, state) if bool(self.done(problem, state).all()) else None
@@ -196,11 +249,14 @@ class Mirror(_Descent):
     starting with lambda = 0, the projected gradient step of length 1 / eps. The objective falls where it is concave but
     for the entropy, as for squared Euclidean distances; where a step would raise it, lambda grows and makes the steps
     shorter. Each linear problem starts from the potentials of the last, and is solved only as well as the plan still
-    changes. Any pair of marginals; `KL(rho)` is quadratic, and the iteration alternates between two plans of equal
-    mass that are the same in the limit. Where rho is small against the loss, the best plan may have no mass at all: the
-    status is then `DIVERGED`, and a larger rho the cure. The linear problems of a batch are solved together, each from
-    its own potentials; items that have converged stay as they are, and the few whose linear problem takes long go on
-    from what they have, until it is met: at small epsilon they may end at another stationary point than alone.
+    changes; close to rest, where the steps go on in one direction, every other one takes the gradient further on. While
+    the plan moves, the products of large structures with its steps are made in float32, with errors of a hundredth of
+    the next step. Any pair of marginals; `KL(rho)` is quadratic, and the iteration alternates between two plans of
+    equal mass that are the same in the limit. Where rho is small against the loss, the best plan may have no mass at
+    all: the status is then `DIVERGED`, and a larger rho the cure. The linear problems of a batch are solved together,
+    each from its own potentials; items that have converged stay as they are, and the few whose linear problem takes
+    long go on from what they have, until it is met: at small epsilon they may end at another stationary point than
+    alone.
 
     Args:
         tol: relative change of the plan in a step to stop at: sum |P - P_k| over the mass, or that of the moments.
