@@ -450,7 +450,7 @@ def _evened(problem: Quadratic, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """Both structures, made symmetric where they are but for rounding, as shortest paths are: half the work."""
     for S, side in ((C, problem.x), (D, problem.y)):
         rounding = _ROUNDING * torch.finfo(side.dtype).eps
-        if not bool(((S - S.mT).abs() <= rounding * S.abs()).all()):
+        if not (torch.equal(S, S.mT) or bool(((S - S.mT).abs() <= rounding * S.abs()).all())):
             return C, D
     C, D = (S if torch.equal(S, S.mT) else (S + S.mT) / 2 for S in (C, D))
     return C, D
@@ -472,7 +472,9 @@ def _outer(u: Tensor, v: Tensor) -> Tensor:
 def inner(cost: Linear, moments: Moments) -> Tensor:
     """The linear cost of a plan, <P, cost>, (*batch,)."""
     lines = (cost.row * moments.p).sum(-1) + (cost.col * moments.q).sum(-1)
-    return lines - (cost.core * moments.body).sum((-2, -1))
+    size = torch.broadcast_shapes(cost.core.shape, moments.body.shape)
+    core, body = (t.expand(size).flatten(-2) for t in (cost.core, moments.body))
+    return lines - (core.unsqueeze(-2) @ body.unsqueeze(-1)).squeeze((-2, -1))  # without a matrix in between
 
 
 def dense(plan: Plan) -> Tensor:
