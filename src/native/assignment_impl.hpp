@@ -376,10 +376,10 @@ class Assignment {
         level_ = longest;
     }
 
-    // Distances from all rows without a pair.
+    // Distances from all rows without a pair; to the padding too, which a search that goes on reads.
     Nearest from_unmatched() {
         V any = V::set1(kInfinity), unmatched = any, at = V::set1(0.0), start = at;
-        for (int64 j = 0; j < view_.m; j += width) {
+        for (int64 j = 0; j < view_.width; j += width) {
             const V d = V::load(minima_ + j) - V::load(g_ + j);
             V::load(nearest_ + j).store(before_ + j);
             d.store(distance_ + j);
