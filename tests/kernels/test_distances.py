@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from brenier.kernels.distances import distances, squared_distances
+from brenier.kernels.distances import distances, rough_costs, squared_distances
 
 
 def test_distances_of_known_points():
@@ -71,3 +71,39 @@ def test_squared_distances_in_several_blocks_of_rows(monkeypatch):
     x, y = (torch.from_numpy(np.random.default_rng(k).normal(size=(11, 300))) for k in range(2))
     np.testing.assert_allclose(squared_distances(x, y), cdist(x, y, "sqeuclidean"), rtol=1e-13)
     np.testing.assert_allclose(distances(x, y, 2), cdist(x, y), rtol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------- costs by float32
+
+
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("n", "m", "d"), [(3, 4, 1), (60, 70, 300), (40, 2000, 784)])
+def test_rough_costs_are_off_by_no_more_than_they_say(n, m, d, scale, root):
+    rng = np.random.default_rng(1)
+    x, y = (torch.from_numpy(scale * rng.normal(size=(k, d))) for k in (n, m))
+    y[0] = x[0]  # the root of what is left of nothing
+    found = rough_costs(x.square().sum(-1), y.square().sum(-1), 2 * x, y, root=root)
+    assert found is not None
+    cost, bound = found
+    exact = torch.from_numpy(cdist(x, y, "euclidean" if root else "sqeuclidean"))
+    assert ((cost - exact).abs() <= bound[:, None]).all()
+    assert (cost[1:] - exact[1:]).abs().max() > 0
+    top = float(exact.max())
+    assert float(bound[1:].max()) < 1e-3 * top  # the root of an error where two points are one
+    assert float(bound[0]) < (2e-2 if root else 1e-3) * top
+
+
+def test_rough_costs_refuse_what_float32_cannot_do():
+    rng = np.random.default_rng(2)
+    h, k, (u, v) = torch.zeros(5), torch.zeros(5), torch.from_numpy(rng.normal(size=(2, 5, 8)))
+    h, k = h.double(), k.double()
+    assert rough_costs(h, k, u, v) is not None
+    for factor in (0.0, 1e-20, 1e20):
+        assert rough_costs(h, k, factor * u, v) is None
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")  # products of float32 in bfloat16
+        assert rough_costs(h, k, u, v) is None
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .build import native
 
-__all__ = ["DIRECT", "distances", "squared_distances"]
+__all__ = ["DIRECT", "distances", "rough_costs", "squared_distances"]
 
 _PRODUCT = 256  # dimensions from which a matrix product, and again what is near, beat differences
 DIRECT = 16  # dimensions up to which squares always come from differences; in more, what a product loses does no harm
 _NEAR = 1 / 64  # of the squared norms: a square below it has lost digits to them
+_RANGE = 2.0**30  # of norms whose products float32 takes: what it cannot tell from zero does not count beside them
 _CACHED = 1 << 20  # entries of a block of rows, so that all that is done to it stays in the cache
 
 
@@ -66,6 +67,48 @@ def squared_distances(
             apart = x[..., rows, None, k] - y[..., None, :, k]
             out[..., rows, :].addcmul_(apart, apart)
     return out
+
+
+def rough_costs(
+    h: Tensor,  # (n,)
+    k: Tensor,  # (m,)
+    u: Tensor,  # (n, r)
+    v: Tensor,  # (m, r)
+    *,
+    root: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """The costs h_i + k_j - <u_i, v_j>, or their roots, (n, m), and what each row is off by at most, (n,).
+
+    For float64 on the CPU, from a product in float32, in half the time. None where the numbers are beyond the range of
+    float32, or where PyTorch was told to round products further. In any order of summation, with e = 2^-24,
+
+        |error of <u_i, v_j>| <= (r + 4) e / (1 - (r + 4) e) ‖u_i‖ ‖v_j‖,
+
+    and the error of a root is at most the root of that of its square, and at most the latter over the rounded root.
+    O(n m r) time; no memory beyond the result.
+    """
+    rounding = (u.shape[-1] + 4) * 2.0**-24
+    norms = u.square().sum(-1).sqrt_()
+    longest = float(v.square().sum(-1).amax().sqrt())
+    largest = float(norms.amax())
+    if not (all(1 / _RANGE < t < _RANGE for t in (longest, largest)) and rounding < 0.1 and _products_in_full()):
+        return None
+    sums = float(h.abs().amax() + k.abs().amax()) + largest * longest  # of which float64 rounds away some 1e-16
+    bound = norms.mul_(rounding / (1 - rounding) * longest).add_(1e-14 * sums)
+    u, v = u.float().neg_(), v.float()
+    out = h.new_empty(len(u), len(v))
+    for rows in _blocks(out):
+        part = out[rows].copy_(u[rows] @ v.mT).add_(k).add_(h[rows, None])
+        if root:
+            least = part.clamp_(min=0).sqrt_().amin(-1)
+            bound[rows] = torch.minimum(bound[rows].sqrt(), bound[rows] / least)
+    return out, bound
+
+
+def _products_in_full() -> bool:
+    """Whether PyTorch's products of float32 on the CPU have the precision of float32."""
+    told = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None)
+    return (told or torch.get_float32_matmul_precision()) in ("none", "ieee", "highest")
 
 
 def _norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -256,12 +256,14 @@ class Anderson(Relaxation[AndersonState]):
         residual = (new - old).nan_to_num_(0, 0, 0)
         there = (state.known & ~cleared)[..., None, None]
         d_images, d_residuals = (
-            torch.cat([past[..., 1:, :], step.unsqueeze(-2)], -2).mul_(there)
+            torch.cat([past[..., 1:, :], step.unsqueeze(-2)], -2)
             for past, step in (
                 (state.d_images, (new - state.image).nan_to_num_(0, 0, 0)),
                 (state.d_residuals, (residual - state.residual).mul_(scale).nan_to_num_(0, 0, 0)),
             )
         )
+        if waits(there) or not bool(there.all()):
+            d_images, d_residuals = d_images.mul_(there), d_residuals.mul_(there)
         last, right = _dots(d_residuals, d_residuals[..., -1, :]), _dots(d_residuals, residual * scale)
         gram = torch.where(there, state.gram.roll((-1, -1), (-2, -1)), 0)
         gram[..., -1, :] = gram[..., -1] = last

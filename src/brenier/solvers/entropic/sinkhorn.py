@@ -25,7 +25,8 @@ from .start import Given, Start, Zeros
 
 __all__ = ["DEFAULT_TOL", "Sinkhorn", "SinkhornState", "rough_steps", "smoother", "towards"]
 
-_ROUGH = 3e-4  # error down to which the sums of float32 will do
+# Error down to which the sums of float32 will do: twice their rounding, within these bounds.
+_FINE, _ROUGH = 3e-5, 3e-4
 _ROUGH_STEPS = 60  # after which they are given up all the same
 _STRIDE = 10  # steps between two looks at the error, where a look waits for a device
 _DOUBTFUL = 0.1  # rounding of the plan's entries, in tolerances, from which float32 is not believed
@@ -256,6 +257,6 @@ def smoother(rough: int, error: Tensor, f: Tensor, eps: Tensor) -> int:
     if rough <= 0:
         return 0
     noise = torch.finfo(torch.float32).eps * size(f) / eps
-    near = (error <= _ROUGH) | ~(noise <= _ROUGH / 2)
+    near = ~(noise <= _ROUGH / 2) | (error <= (2 * noise).clamp(min=_FINE))
     looks = not waits(near) or rough % _STRIDE == 1
     return -1 if rough == 1 or (looks and bool(near.all())) else rough - 1
