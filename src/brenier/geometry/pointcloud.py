@@ -33,7 +33,7 @@ def _kind(ground: Cost) -> str:
 def _pick(points: Tensor, index: Tensor) -> Tensor:
     """Points (*batch, n, d) at index (*batch, k), whose batch may be larger: (*batch, k, d)."""
     if points.dim() == 2:
-        return points[index]
+        return points.index_select(0, index) if index.dim() == 1 else points[index]
     d = points.shape[-1]
     points = points.expand(*index.shape[:-1], *points.shape[-2:])
     return points.gather(-2, index.unsqueeze(-1).expand(*index.shape, d))
