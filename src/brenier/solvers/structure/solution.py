@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -56,7 +57,9 @@ class StructureCertificate(Certificate):
         optimal = self.optimal
         if bool(optimal.all()):
             return "global optimum"
-        point = f"stationary point to {float(self.stationarity[~optimal].max()):.3g}; {self.bound}"
+        worst = float(self.stationarity[~optimal].max())
+        told = "a point that nobody has proved stationary" if math.isnan(worst) else f"stationary point to {worst:.3g}"
+        point = f"{told}; {self.bound}"
         if not optimal.dim():
             return point
         return f"global optimum of {int(optimal.sum())} of {optimal.numel()}, {point}"
@@ -64,10 +67,11 @@ class StructureCertificate(Certificate):
     def __str__(self) -> str:
         if self.primal.dim():
             return f"StructureCertificate({self.guarantee})"
+        slope = float(self.stationarity)
+        gap = "" if math.isnan(slope) else f"Frank-Wolfe gap {slope:.3g}, "
         return (
-            f"optimum in [{float(self.dual):.10g}, {float(self.primal):.10g}] ({self.bound}), Frank-Wolfe gap "
-            f"{float(self.stationarity):.3g}, marginal errors {float(self.marginal_errors[0]):.3g} and "
-            f"{float(self.marginal_errors[1]):.3g}"
+            f"optimum in [{float(self.dual):.10g}, {float(self.primal):.10g}] ({self.bound}), {gap}marginal errors "
+            f"{float(self.marginal_errors[0]):.3g} and {float(self.marginal_errors[1]):.3g}"
         )
 
 
