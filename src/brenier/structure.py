@@ -13,6 +13,7 @@ from torch import Tensor
 from ._inputs import is_real
 from .errors import refuse
 from .geometry import CostMatrix, Factored, Geometry, PointCloud
+from .kernels.device import products_in_full
 from .marginals import KL, Exact, Marginal
 from .plan import FactoredPlan, Plan, SparsePlan
 from .problem import Problem, Relative
@@ -383,7 +384,7 @@ class Form:
         """
         if self.factored or not self.symmetric or self.A.shape[-1] * self.B.shape[-1] < _WIDE:
             return False
-        if torch.get_float32_matmul_precision() != "highest":
+        if not products_in_full(self.A):
             return False
         (_, left), (_, right) = self._narrow
         bound = torch.finfo(torch.float32).eps * 2 * self.alpha * moved * (left * right).squeeze(-1).squeeze(-1)

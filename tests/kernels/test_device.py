@@ -1,5 +1,7 @@
 """Steps that are captured and replayed, with a capture that works on a CPU; and with CUDA's where there is a card."""
 
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from brenier.errors import PerformanceWarning
 from brenier.kernels import device
-from brenier.kernels.device import Replayed
+from brenier.kernels.device import Replayed, products_in_full
 
 
 class Inner(NamedTuple):
@@ -133,3 +135,28 @@ def test_a_look_cannot_be_captured_on_a_card():
         found = states(Replayed(looking), first("cuda"), 4)
     check_equal(found, states(next_state, first("cuda"), 4))
     assert float(torch.ones(3, device="cuda").sum()) == 3  # the device is as it was
+
+
+SETTINGS = ["torch.set_float32_matmul_precision('medium')", "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_products_of_float32_that_pytorch_was_told_to_round(setting):
+    """In a process of its own: the newer setting cannot be taken back, and makes a look at the older one raise."""
+    assert products_in_full(torch.zeros(1))
+    if "mkldnn" in setting and not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
+        pytest.skip("a PyTorch that knows the older setting only")
+    code = f"""
+import torch
+{setting}
+from brenier import gromov_wasserstein
+from brenier.kernels.device import products_in_full
+from brenier.kernels.distances import rough_costs
+from brenier.structure import Form
+assert not products_in_full(torch.zeros(1))
+x = torch.randn(150, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+assert rough_costs(x[:, 0], x[:, 1], x, x) is None
+Form.half_after = None  # a product in float32
+assert gromov_wasserstein(x, x * 2, cost="euclidean", epsilon=1.0, starts=1).status.ok
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -1,5 +1,7 @@
 """What a loop on a GPU needs: where a look at a number would wait, and steps that are replayed as a CUDA graph.
 
+And what PyTorch was told about products of float32, wherever they are made.
+
 A look at a number on a GPU (`bool`, `item`, a copy) waits for all that was asked of the device before. On a CPU it is
 free, and spares work: loops ask `waits`, and take the way without a look where the answer is yes.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..errors import PerformanceWarning
 
-__all__ = ["Replayed", "waits"]
+__all__ = ["Replayed", "products_in_full", "waits"]
 
 State = TypeVar("State")
 
@@ -23,6 +25,13 @@ State = TypeVar("State")
 def waits(t: Tensor) -> bool:
     """Whether a look at a number of this tensor waits for a device."""
     return t.device.type != "cpu"
+
+
+def products_in_full(t: Tensor) -> bool:
+    """Whether products of matrices in float32 have the precision of float32 on the device of this tensor."""
+    backend = torch.backends.cuda if t.is_cuda else torch.backends.mkldnn
+    told = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # PyTorch 2.9 on; then the other may raise
+    return (told or torch.get_float32_matmul_precision()) in ("none", "ieee", "highest")
 
 
 class Replayed(Generic[State]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .build import native
+from .device import products_in_full
 
 __all__ = ["DIRECT", "distances", "rough_costs", "squared_distances"]
 
@@ -79,8 +80,8 @@ def rough_costs(
 ) -> tuple[Tensor, Tensor] | None:
     """The costs h_i + k_j - <u_i, v_j>, or their roots, (n, m), and what each row is off by at most, (n,).
 
-    For float64 on the CPU, from a product in float32, in half the time. None where the numbers are beyond the range of
-    float32, or where PyTorch was told to round products further. In any order of summation, with e = 2^-24,
+    For float64 on the CPU, from a product in float32, which takes half the time. None where the numbers are beyond the
+    range of float32, or where PyTorch was told to round products further. In any order of summation, with e = 2^-24,
 
         |error of <u_i, v_j>| <= (r + 4) e / (1 - (r + 4) e) ‖u_i‖ ‖v_j‖,
 
@@ -91,7 +92,7 @@ def rough_costs(
     norms = u.square().sum(-1).sqrt_()
     longest = float(v.square().sum(-1).amax().sqrt())
     largest = float(norms.amax())
-    if not (all(1 / _RANGE < t < _RANGE for t in (longest, largest)) and rounding < 0.1 and _products_in_full()):
+    if not (all(1 / _RANGE < t < _RANGE for t in (longest, largest)) and rounding < 0.1 and products_in_full(u)):
         return None
     sums = float(h.abs().amax() + k.abs().amax()) + largest * longest  # of which float64 rounds away some 1e-16
     bound = norms.mul_(rounding / (1 - rounding) * longest).add_(1e-14 * sums)
@@ -103,12 +104,6 @@ def rough_costs(
             least = part.clamp_(min=0).sqrt_().amin(-1)
             bound[rows] = torch.minimum(bound[rows].sqrt(), bound[rows] / least)
     return out, bound
-
-
-def _products_in_full() -> bool:
-    """Whether PyTorch's products of float32 on the CPU have the precision of float32."""
-    told = getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None)
-    return (told or torch.get_float32_matmul_precision()) in ("none", "ieee", "highest")
 
 
 def _norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..._inputs import all_finite
 from ...errors import refuse
-from ...geometry import Geometry, Grid
+from ...geometry import Geometry, Grid, PointCloud
 from ...kernels import simplex
 from ...kernels.build import native
 from ..base import time_is_up
 from .refinement import Flows, LiveGrid, distinct, mended, neighbourly, split
 
-__all__ = ["LazyTransport", "refuse_cost"]
+__all__ = ["LazyTransport", "costs_of_pairs", "refuse_cost"]
 
 _FIRST = 32  # arcs per line on the first list
 _EXTRA = 16  # violators per row that one pricing may add
@@ -40,7 +40,7 @@ _SWEEPS, _STALL = 16, 2e-3  # over all blocks, at most, and while they lower the
 _ALL = 2**16  # pairs between leftovers below which all are listed
 _SLOW = 0.75  # share of the leftovers that a phase may leave before any arcs will do
 _PIECE = 2**25  # pairs that are priced between two looks at the clock, and for Ctrl-C
-_BLOCK = 2**16  # arcs whose cost is computed at once: coordinates of both ends are copied
+_BLOCK, _COPIED = 2**16, 2**20  # arcs whose costs are computed at once, and coordinates of either end, which are copied
 _PATIENCE = 8  # pivots per line in the first round; each has twice those of the one before
 
 _ROUNDING = 64 * np.finfo(np.float64).eps  # of the largest dual: reduced costs up to this count as zero
@@ -258,8 +258,7 @@ class LazyTransport:
     def _priced(self, arcs: _Arcs) -> tuple[_Int, _Int, _Float]:
         rows, cols = arcs
         device = self._live.device
-        blocks = zip(rows.to(device).split(_BLOCK), cols.to(device).split(_BLOCK))
-        cost = torch.cat([self._live.cost_at(i, j) for i, j in blocks]).cpu()
+        cost = costs_of_pairs(self._live, rows.to(device), cols.to(device)).cpu()
         if not all_finite(cost):
             refuse_cost()
         return rows.numpy(), cols.numpy(), cost.numpy()
@@ -369,6 +368,13 @@ def _with_mass(geometry: Geometry, rows: Tensor, cols: Tensor) -> Geometry | Liv
         return LiveGrid(geometry, rows, cols)
     same = all(len(t) == k and bool((t.diff() > 0).all()) for t, k in ((rows, n), (cols, m)))
     return geometry if same else geometry.part(rows, cols)
+
+
+def costs_of_pairs(geometry: Geometry | LiveGrid, rows: Tensor, cols: Tensor) -> Tensor:
+    """The costs of given pairs, (k,), as `cost_at`, with bounded memory beside them."""
+    width = geometry.x.shape[-1] if isinstance(geometry, PointCloud) else 1
+    step = min(_BLOCK, max(1, _COPIED // width))
+    return torch.cat([geometry.cost_at(i, j) for i, j in zip(rows.split(step), cols.split(step))])
 
 
 def _united(arcs: _Arcs, plan: Flows, m: int) -> tuple[_Arcs, _Int]:

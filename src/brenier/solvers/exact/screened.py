@@ -1,8 +1,8 @@
 """Exact transport on costs that are rounded where they do not matter.
 
-In many dimensions most of the time of an exact solve is the cost matrix. A product in float32 has it in half the time,
-with a proved bound on what each entry is off by. The simplex solves the rounded problem; pairs whose reduced cost is
-within twice the bound get their cost anew, in float64, and the simplex goes on, until all others have reduced costs
+In many dimensions most of the time of an exact solve is the cost matrix. A product in float32 takes half the time, and
+there is a proved bound on what each entry is off by. The simplex solves the rounded problem; pairs whose reduced cost
+is within twice the bound get their cost anew, in float64, and the simplex goes on, until all others have reduced costs
 above the bound: then the duals are feasible, and the plan optimal, for the costs themselves.
 """
 
@@ -19,12 +19,13 @@ from ...kernels import simplex
 from ...kernels.build import native
 from ...kernels.distances import rough_costs
 from ..base import time_is_up
+from .lazy import costs_of_pairs
 
 __all__ = ["screened"]
 
 _DIMENSIONS, _PAIRS = 256, 2**20  # from which on half the time of a product is worth two looks at the matrix
 _MANY = 64  # pairs a line within the bounds, above which float32 tells too little
-_BLOCK = 2**20  # entries looked at, or coordinates copied, at once: they stay in the cache
+_BLOCK = 2**20  # entries looked at, at once: they stay in the cache
 
 _Float = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ def screened(
             break
         if len(near) > _MANY * (n + m):
             return None
-        cost[i, j] = _exactly(geometry, i, j)
+        cost[i, j] = costs_of_pairs(geometry, i, j)
         known, last = torch.cat([known, near]), duals
     used = results.mass[0] > 0
     rows, cols, mass = (t[0][used] for t in (results.rows, results.cols, results.mass))
@@ -95,9 +96,3 @@ def _near(cost: Tensor, bound: Tensor, f: Tensor, g: Tensor) -> Tensor:
         near = (reduced <= limits[start : start + step]).flatten().nonzero().squeeze(-1)
         found.append(near + start * m)
     return torch.cat(found)
-
-
-def _exactly(geometry: Geometry, i: Tensor, j: Tensor) -> Tensor:
-    """Costs in float64, (k,)."""
-    step = max(1, _BLOCK // geometry.tensors[0].shape[-1])
-    return torch.cat([geometry.cost_at(*some) for some in zip(i.split(step), j.split(step))])
